@@ -1,0 +1,371 @@
+//! The clients: a closed loop of keep-alive connections, or clients that never read.
+//!
+//! All counting happens inside one window after a warm-up. The process under test is read at the same two moments,
+//! through the kernel's CPU clock of that process: nanoseconds, all its threads, also those that have ended. After the
+//! window each connection finishes what it carries, so that every single reply and stream is checked to its end. The
+//! first thing that is not as it should be ends the process with status 1.
+
+use crate::http::{self, Body};
+use crate::mock::REPLY_BYTES;
+use crate::{Args, Result};
+use memchr::{memchr_iter, memmem};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+/// No reply in any measure takes this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub async fn run(args: &Args) -> Result<()> {
+    match args.text("mode", "reply").as_str() {
+        "reply" | "stream" => window(args).await,
+        "unread" => unread(args).await,
+        other => Err(format!("unknown mode {other}")),
+    }
+}
+
+/// What all connections share.
+struct Run {
+    port: u64,
+    request: Vec<u8>,
+    /// Text events asked for; `None` for plain replies.
+    chunks: Option<u64>,
+    counting: Cell<bool>,
+    stop: Cell<bool>,
+    requests: Cell<u64>,
+    events: Cell<u64>,
+    reconnects: Cell<u64>,
+    /// Nanoseconds until the whole reply, and until the first text event.
+    whole: RefCell<Vec<u64>>,
+    first: RefCell<Vec<u64>>,
+}
+
+async fn window(args: &Args) -> Result<()> {
+    let conns = args.number("conns", 1)?;
+    let streams = args.text("mode", "reply") == "stream";
+    let run = Rc::new(Run {
+        port: args.number("port", 0)?,
+        request: request(args, streams)?,
+        chunks: streams.then_some(args.number("chunks", 200)?),
+        counting: Cell::new(false),
+        stop: Cell::new(false),
+        requests: Cell::new(0),
+        events: Cell::new(0),
+        reconnects: Cell::new(0),
+        whole: RefCell::default(),
+        first: RefCell::default(),
+    });
+    // Arrivals are spread over this time; in step they would come as one burst for the whole run.
+    let spread = Duration::from_millis(args.number("spread", 0)?);
+    let clients: Vec<_> = (0..conns)
+        .map(|i| {
+            let run = run.clone();
+            spawn_local(async move {
+                sleep(spread * i as u32 / conns as u32).await;
+                if let Err(why) = client(&run).await {
+                    eprintln!("load: connection {i}: {why}");
+                    std::process::exit(1);
+                }
+            })
+        })
+        .collect();
+    let pid = args.number("pid", 0)?;
+    sleep(Duration::from_millis(args.number("warmup", 300)?)).await;
+    run.counting.set(true);
+    let (began, cpu_before) = (Instant::now(), cpu_ns(pid)?);
+    sleep(Duration::from_millis(args.number("window", 1000)?)).await;
+    let (took, cpu) = (began.elapsed(), cpu_ns(pid)? - cpu_before);
+    run.counting.set(false);
+    run.stop.set(true);
+    for client in clients {
+        client.await.map_err(|e| e.to_string())?;
+    }
+    if run.requests.get() == 0 && run.events.get() == 0 {
+        return Err("nothing was answered within the window".to_owned());
+    }
+    println!(
+        "{{\"requests\":{},\"events\":{},\"seconds\":{:.6},\"cpu_ns\":{cpu},\"reconnects\":{},\"whole\":{},\"first\":{}}}",
+        run.requests.get(),
+        run.events.get(),
+        took.as_secs_f64(),
+        run.reconnects.get(),
+        percentiles(&run.whole),
+        percentiles(&run.first),
+    );
+    Ok(())
+}
+
+async fn client(run: &Run) -> Result<()> {
+    let mut socket = connect(run.port).await?;
+    let mut buf = Vec::with_capacity(64 * 1024);
+    while !run.stop.get() {
+        let close = timeout(PATIENCE, exchange(run, &mut socket, &mut buf)).await;
+        if close.map_err(|_| format!("no whole reply within {PATIENCE:?}"))?? {
+            run.reconnects.set(run.reconnects.get() + 1);
+            socket = connect(run.port).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn connect(port: u64) -> Result<TcpStream> {
+    let socket = TcpStream::connect(("127.0.0.1", port as u16))
+        .await
+        .map_err(|e| format!("connect: {e}"))?;
+    socket.set_nodelay(true).map_err(|e| e.to_string())?;
+    Ok(socket)
+}
+
+/// One request and its reply, checked; returns whether the peer announced that it closes.
+async fn exchange(run: &Run, socket: &mut TcpStream, buf: &mut Vec<u8>) -> Result<bool> {
+    let began = Instant::now();
+    socket
+        .write_all(&run.request)
+        .await
+        .map_err(|e| format!("write: {e}"))?;
+    buf.clear();
+    let (mut seen, mut head) = (Seen::default(), None::<(Body, bool)>);
+    let mut first = None;
+    loop {
+        if socket
+            .read_buf(buf)
+            .await
+            .map_err(|e| format!("read: {e}"))?
+            == 0
+        {
+            return Err("closed before the reply was whole".to_owned());
+        }
+        let mut from = 0;
+        if head.is_none() {
+            let Some(got) = http::head(buf, None)? else {
+                continue;
+            };
+            if got.second_word != "200" {
+                return Err(format!(
+                    "unexpected reply: {}",
+                    String::from_utf8_lossy(buf)
+                ));
+            }
+            from = got.size;
+            head = Some((got.body, got.close));
+        }
+        let Some((body, close)) = &mut head else {
+            unreachable!("set above")
+        };
+        let events = seen.events;
+        let took = body.feed(&buf[from..], |b| seen.add(b, run.chunks.is_some()))?;
+        if run.counting.get() {
+            run.events.set(run.events.get() + seen.events - events);
+        }
+        // The first event carries only the role.
+        if seen.events >= 2 && first.is_none() {
+            first = Some(began.elapsed());
+        }
+        if !body.is_done() {
+            buf.clear();
+            continue;
+        }
+        if from + took != buf.len() {
+            return Err("bytes after the end of the reply".to_owned());
+        }
+        seen.check(run.chunks)?;
+        if run.counting.get() {
+            run.requests.set(run.requests.get() + 1);
+            run.whole
+                .borrow_mut()
+                .push(began.elapsed().as_nanos() as u64);
+            run.first
+                .borrow_mut()
+                .extend(first.map(|f| f.as_nanos() as u64));
+        }
+        return Ok(*close);
+    }
+}
+
+/// What a body held: for a stream the number of events and the end, otherwise all of it.
+#[derive(Default)]
+struct Seen {
+    bytes: Vec<u8>,
+    events: u64,
+    line_ended: bool,
+}
+
+impl Seen {
+    fn add(&mut self, bytes: &[u8], stream: bool) {
+        if !stream {
+            return self.bytes.extend_from_slice(bytes);
+        }
+        for at in memchr_iter(b'\n', bytes) {
+            let blank = if at == 0 {
+                self.line_ended
+            } else {
+                bytes[at - 1] == b'\n'
+            };
+            self.events += u64::from(blank);
+        }
+        self.line_ended = bytes.last().map_or(self.line_ended, |b| *b == b'\n');
+        self.bytes.extend_from_slice(bytes);
+        let surplus = self.bytes.len().saturating_sub(64);
+        self.bytes.drain(..surplus);
+    }
+
+    fn check(&self, chunks: Option<u64>) -> Result<()> {
+        let Some(chunks) = chunks else {
+            // The gateway may write another `model`, so the length has some play.
+            let whole = self.bytes.len().abs_diff(REPLY_BYTES) < 40 && self.bytes.ends_with(b"}");
+            let usage = memmem::find(&self.bytes, b"\"usage\":{\"prompt_tokens\":19").is_some();
+            return if whole && usage {
+                Ok(())
+            } else {
+                Err(format!(
+                    "wrong body: {}",
+                    String::from_utf8_lossy(&self.bytes)
+                ))
+            };
+        };
+        if !self.bytes.ends_with(b"data: [DONE]\n\n") {
+            return Err(format!(
+                "stream ends with: {}",
+                String::from_utf8_lossy(&self.bytes)
+            ));
+        }
+        // Role, text, finish, [DONE]; the totals were not asked for.
+        if self.events != chunks + 3 {
+            return Err(format!("{} events instead of {}", self.events, chunks + 3));
+        }
+        Ok(())
+    }
+}
+
+/// Asks for endless streams and reads none of them.
+async fn unread(args: &Args) -> Result<()> {
+    let request = request(args, true)?;
+    let mut sockets = Vec::new();
+    for _ in 0..args.number("conns", 1)? {
+        let mut socket = connect(args.number("port", 0)?).await?;
+        socket
+            .write_all(&request)
+            .await
+            .map_err(|e| format!("write: {e}"))?;
+        sockets.push(socket);
+    }
+    sleep(Duration::from_millis(args.number("window", 1000)?)).await;
+    // A look without taking: a refusal must not pass for a frugal stream.
+    for socket in &sockets {
+        let mut start = [0; 12];
+        let n = timeout(PATIENCE, socket.peek(&mut start))
+            .await
+            .map_err(|_| "no reply")?
+            .map_err(|e| e.to_string())?;
+        if start[..n] != *b"HTTP/1.1 200" {
+            return Err(format!(
+                "unexpected reply: {}",
+                String::from_utf8_lossy(&start[..n])
+            ));
+        }
+    }
+    println!("{{}}");
+    Ok(())
+}
+
+/// The whole request. The wish to the mock comes first, the model last, as the official SDK for Python orders them.
+fn request(args: &Args, stream: bool) -> Result<Vec<u8>> {
+    let wish = [("delay", 0), ("gap", 0), ("chunks", 200)]
+        .map(|(name, default)| args.number(name, default));
+    let [delay, gap, chunks] = wish;
+    let mut body = format!(
+        "{{\"user\":\"bench {} {} {}\",\"messages\":[",
+        delay?, gap?, chunks?
+    );
+    body += r#"{"role":"system","content":"You are a helpful assistant."}"#;
+    let size = args.number("bytes", 400)? as usize;
+    // Several KB of text a message, as a conversation over documents has.
+    for turn in 0.. {
+        let room = size.saturating_sub(body.len() + 160).min(6000);
+        let role = ["user", "assistant"][turn % 2];
+        body += &format!(
+            ",{{\"role\":\"{role}\",\"content\":\"{}\"}}",
+            prose(room, turn)
+        );
+        if body.len() + 200 >= size {
+            break;
+        }
+    }
+    let model = args.text("model", "gpt-4o");
+    body += &format!("],\"model\":\"{model}\",\"temperature\":0.7,\"max_tokens\":1024");
+    body += if stream { ",\"stream\":true}" } else { "}" };
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer bench\r\n\
+         user-agent: stagedoor-bench\r\naccept: application/json\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    Ok([head.as_bytes(), body.as_bytes()].concat())
+}
+
+/// Text with the escapes and the letters beyond ASCII that real prompts have.
+fn prose(bytes: usize, seed: usize) -> String {
+    const WORDS: [&str; 12] = [
+        "the ",
+        "request ",
+        "café ",
+        "that ",
+        "carries ",
+        "a \\\"quoted\\\" ",
+        "document,\\n",
+        "which ",
+        "– always – ",
+        "holds ",
+        "evidence. ",
+        "naïve ",
+    ];
+    let mut text = String::with_capacity(bytes + 16);
+    let mut at = seed;
+    while text.len() < bytes {
+        at = at
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        text += WORDS[(at >> 33) % WORDS.len()];
+    }
+    text
+}
+
+/// CPU time of a process so far; 0 if there is none to watch.
+fn cpu_ns(pid: u64) -> Result<u64> {
+    if pid == 0 {
+        return Ok(0);
+    }
+    let (mut clock, mut now) = (
+        0,
+        libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        },
+    );
+    // SAFETY: both calls only write to the two values they are given.
+    let failed = unsafe {
+        libc::clock_getcpuclockid(pid as i32, &mut clock) != 0
+            || libc::clock_gettime(clock, &mut now) != 0
+    };
+    if failed {
+        Err(format!("process {pid} is gone"))
+    } else {
+        Ok(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    }
+}
+
+/// `{"p50":..,"p99":..}` in microseconds, or `null`.
+fn percentiles(samples: &RefCell<Vec<u64>>) -> String {
+    let mut samples = samples.borrow_mut();
+    samples.sort_unstable();
+    let at = |q: usize| samples[(samples.len() - 1) * q / 100] as f64 / 1000.0;
+    if samples.is_empty() {
+        "null".to_owned()
+    } else {
+        format!("{{\"p50\":{:.2},\"p99\":{:.2}}}", at(50), at(99))
+    }
+}

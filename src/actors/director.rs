@@ -1,0 +1,122 @@
+//! Director: one per process; knows every worker's shard; restarts backends, gathers state.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use actix::prelude::*;
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::slots::Shared;
+use super::{
+    AskState, Cancel, CancelRequest, DrainReport, Register, Restart, RestartBackend, RestartReport, ShardState, Snapshot,
+};
+use crate::shard::Shard;
+
+/// How long a worker may take to answer for its state.
+const SNAPSHOT_LIMIT: Duration = Duration::from_millis(250);
+
+/// The actor.
+pub struct Director {
+    shared: Arc<Shared>,
+    shards: Vec<(usize, Addr<Shard>)>,
+    acts: u64,
+}
+
+impl Director {
+    /// Prepares the director; workers register when they start.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, shards: Vec::new(), acts: 0 }
+    }
+}
+
+impl Actor for Director {
+    type Context = Context<Self>;
+}
+
+impl Handler<Register> for Director {
+    type Result = ();
+
+    fn handle(&mut self, message: Register, _: &mut Context<Self>) {
+        self.shards.retain(|(worker, _)| *worker != message.worker);
+        self.shards.push((message.worker, message.shard));
+        self.shards.sort_by_key(|(worker, _)| *worker);
+    }
+}
+
+impl Handler<AskState> for Director {
+    type Result = ResponseFuture<Vec<Result<ShardState, usize>>>;
+
+    fn handle(&mut self, _: AskState, _: &mut Context<Self>) -> Self::Result {
+        let questions: Vec<_> = self.shards.iter().map(|(worker, shard)| (*worker, shard.send(Snapshot))).collect();
+        Box::pin(join_all(questions.into_iter().map(|(worker, question)| async move {
+            match timeout(SNAPSHOT_LIMIT, question).await {
+                Ok(Ok(state)) => Ok(state),
+                Ok(Err(_)) | Err(_) => Err(worker),
+            }
+        })))
+    }
+}
+
+impl Handler<CancelRequest> for Director {
+    type Result = ResponseFuture<usize>;
+
+    fn handle(&mut self, message: CancelRequest, _: &mut Context<Self>) -> Self::Result {
+        let cancel = Cancel { id: message.id };
+        let questions: Vec<_> = self.shards.iter().map(|(_, shard)| shard.send(cancel.clone())).collect();
+        Box::pin(async move { join_all(questions).await.into_iter().filter_map(Result::ok).sum() })
+    }
+}
+
+impl Handler<RestartBackend> for Director {
+    type Result = ResponseFuture<Result<RestartReport, ()>>;
+
+    fn handle(&mut self, act: RestartBackend, _: &mut Context<Self>) -> Self::Result {
+        self.acts += 1;
+        let id = format!("restart-{}", self.acts);
+        let generation = self.shared.backends[act.backend].generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let backend = self.shared.settings.backends[act.backend].name.to_string();
+        tracing::info!(%backend, generation, act = %id, "restart requested");
+        let mut starts = Vec::new();
+        let mut reports = Vec::new();
+        for (_, shard) in &self.shards {
+            let (sender, report) = oneshot::channel();
+            starts.push(shard.send(Restart { backend: act.backend, generation, deadline: act.deadline, report: sender }));
+            reports.push(report);
+        }
+        Box::pin(async move {
+            let started = join_all(starts).await;
+            let in_flight_at_start = started.iter().flatten().map(|restarted| restarted.in_flight).sum();
+            if started.iter().any(Result::is_err) {
+                return Err(());
+            }
+            let mut report = RestartReport { id, backend, generation, in_flight_at_start, drained: None };
+            let drained = drain_report(reports, report.clone());
+            if act.wait {
+                report.drained = Some(drained.await);
+            } else {
+                actix_rt::spawn(drained);
+            }
+            Ok(report)
+        })
+    }
+}
+
+async fn drain_report(reports: Vec<oneshot::Receiver<super::RetireReport>>, act: RestartReport) -> DrainReport {
+    let workers: Vec<_> = join_all(reports).await.into_iter().flatten().collect();
+    let report = DrainReport {
+        completed: workers.iter().map(|worker| worker.completed).sum(),
+        moved: workers.iter().map(|worker| worker.moved).sum(),
+        cut: workers.iter().map(|worker| worker.cut).sum(),
+        duration_seconds: workers.iter().map(|worker| worker.duration_seconds).fold(0.0, f64::max),
+        workers,
+    };
+    tracing::info!(
+        backend = %act.backend, generation = act.generation, act = %act.id, in_flight_at_start = act.in_flight_at_start,
+        completed = report.completed, moved = report.moved, cut = report.cut, seconds = report.duration_seconds,
+        "restart completed"
+    );
+    report
+}

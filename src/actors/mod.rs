@@ -1,0 +1,305 @@
+//! The message table: who sends what to whom, and what comes back.
+//!
+//! | message | from | to | answer |
+//! |---|---|---|---|
+//! | [`Dispatch`] | front end | [`pool::Pool`] | [`Reply`], sent by whoever ends the request |
+//! | [`Job`] | pool | [`provider::Provider`] | none: the reply sender travels in it |
+//! | [`Bounce`] | provider | pool | none |
+//! | [`Outcome`] | a flight's end | pool | none |
+//! | [`ProviderUp`] | shard | pool | none |
+//! | [`PermitReturned`] | a flight's end | provider | none |
+//! | [`Crashed`] | a caught panic | provider | none |
+//! | [`Retire`] | shard | provider | none: a [`RetireReport`] when it has drained |
+//! | [`Down`], [`PoolDown`] | provider, pool | [`crate::shard::Shard`] | none |
+//! | [`Restart`], [`Snapshot`], [`Cancel`] | [`director::Director`] | shard | [`Restarted`], [`ShardState`], flights ended |
+//! | [`Register`] | shard | director | none |
+//! | [`RestartBackend`], [`AskState`], [`CancelRequest`] | /admin | director | results |
+//!
+//! Requests stay on their worker; only what the director sends and gets crosses threads, and that is plain data.
+
+pub mod director;
+pub mod pool;
+pub mod provider;
+pub mod slots;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use crate::attempt::{Call, FlightView, Ledger, Reply, ReplySender, Settled};
+use crate::balance::MemberStats;
+use crate::chat::Failure;
+
+/// A request for a pool.
+#[derive(Message)]
+#[rtype(result = "Reply")]
+pub struct Dispatch(pub Arc<Call>);
+
+/// A request on its way to a provider, with everything that decides about it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Job(pub Box<JobParts>);
+
+/// What a job carries.
+pub struct JobParts {
+    /// The request.
+    pub call: Arc<Call>,
+    /// What was tried.
+    pub ledger: Ledger,
+    /// Whom to answer.
+    pub reply: ReplySender,
+    /// The pool that took the request.
+    pub pool: u16,
+    /// Place of the chosen member in it.
+    pub member: u16,
+    /// Whether the pool has no other member.
+    pub only: bool,
+}
+
+/// A job that a provider gives back.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Bounce {
+    /// The job.
+    pub job: Job,
+    /// Why.
+    pub why: Bounced,
+}
+
+/// Why a job comes back.
+pub enum Bounced {
+    /// No permit is free, and it may not wait here.
+    Saturated,
+    /// This generation takes no jobs any more.
+    Moved,
+    /// It was tried and failed.
+    Failed(Failure),
+}
+
+/// How an attempt ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Outcome(pub Settled);
+
+/// A provider of this worker takes jobs again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ProviderUp;
+
+/// A permit was returned while jobs wait for one.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PermitReturned;
+
+/// A panic was caught in a task or body of this provider.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Crashed(pub String);
+
+/// A provider is replaced: it finishes what it carries.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Retire {
+    /// How long it may take.
+    pub deadline: Duration,
+    /// Where the report goes.
+    pub report: Option<oneshot::Sender<RetireReport>>,
+}
+
+/// How a generation drained.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RetireReport {
+    /// Worker thread.
+    pub worker: usize,
+    /// Attempts it carried when it was replaced.
+    pub in_flight_at_start: usize,
+    /// Of these, those that ended by themselves.
+    pub completed: u64,
+    /// Waiting jobs that went to the new generation.
+    pub moved: u64,
+    /// Attempts that the drain deadline ended.
+    pub cut: u64,
+    /// Seconds until the last one was gone.
+    pub duration_seconds: f64,
+}
+
+/// A provider has crashed and stops.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Down {
+    /// Index of the backend.
+    pub backend: usize,
+    /// Which incarnation.
+    pub generation: u32,
+    /// The panic's message.
+    pub reason: String,
+}
+
+/// A pool has crashed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PoolDown {
+    /// Index of the pool.
+    pub pool: usize,
+    /// The panic's message.
+    pub reason: String,
+}
+
+/// Replace a backend's provider on this worker.
+#[derive(Message)]
+#[rtype(result = "Restarted")]
+pub struct Restart {
+    /// Index of the backend.
+    pub backend: usize,
+    /// The next incarnation's number.
+    pub generation: u32,
+    /// How long the old one may finish.
+    pub deadline: Option<Duration>,
+    /// Where its report goes.
+    pub report: oneshot::Sender<RetireReport>,
+}
+
+/// A worker takes new jobs on the next generation.
+#[derive(Debug, MessageResponse)]
+pub struct Restarted {
+    /// Attempts the old generation still carries.
+    pub in_flight: usize,
+}
+
+/// Ask a worker for its state.
+#[derive(Message)]
+#[rtype(result = "ShardState")]
+pub struct Snapshot;
+
+/// One worker's state.
+#[derive(Debug, MessageResponse)]
+pub struct ShardState {
+    /// Worker thread.
+    pub worker: usize,
+    /// By backend index.
+    pub providers: Vec<ProviderState>,
+    /// By pool index.
+    pub pools: Vec<PoolState>,
+}
+
+/// One provider on one worker.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProviderState {
+    /// `up`, `backing-off` or `failed`.
+    pub state: &'static str,
+    /// Incarnation; 0 while none is up.
+    pub generation: u32,
+    /// Seconds since this incarnation started.
+    pub uptime_seconds: f64,
+    /// Attempts it carries.
+    pub in_flight: usize,
+    /// Attempts that older incarnations still carry.
+    pub draining: usize,
+    /// Jobs that wait for a permit.
+    pub queued: usize,
+    /// Starts after the first.
+    pub restarts: u64,
+    /// Of these, those after a panic.
+    pub crashes: u64,
+    /// Why the last restart happened.
+    pub last_reason: Option<String>,
+    /// Seconds until the next start, while it is not up.
+    pub next_start_seconds: Option<f64>,
+    /// What it carries.
+    #[serde(skip)]
+    pub flights: Vec<FlightView>,
+}
+
+/// One pool on one worker.
+#[derive(Debug, Clone, Default)]
+pub struct PoolState {
+    /// Requests taken.
+    pub requests: u64,
+    /// Requests served although an earlier try had failed.
+    pub absorbed: u64,
+    /// Requests answered with an error.
+    pub refused: u64,
+    /// Jobs that wait for a member to start.
+    pub parked: usize,
+    /// Restarts after a panic.
+    pub restarts: u32,
+    /// By place in the pool.
+    pub members: Vec<MemberStats>,
+}
+
+/// End the flights of one request.
+#[derive(Message, Clone)]
+#[rtype(result = "usize")]
+pub struct Cancel {
+    /// The request's id.
+    pub id: String,
+}
+
+/// A worker reports for duty.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Register {
+    /// Worker thread.
+    pub worker: usize,
+    /// Its supervisor.
+    pub shard: Addr<crate::shard::Shard>,
+}
+
+/// Restart a backend everywhere.
+#[derive(Message)]
+#[rtype(result = "Result<RestartReport, ()>")]
+pub struct RestartBackend {
+    /// Index of the backend.
+    pub backend: usize,
+    /// Drain deadline of the old generation.
+    pub deadline: Option<Duration>,
+    /// Whether to await the whole report.
+    pub wait: bool,
+}
+
+/// What became of a restart.
+#[derive(Debug, Clone, Serialize)]
+pub struct RestartReport {
+    /// Number of the act.
+    pub id: String,
+    /// Which backend.
+    pub backend: String,
+    /// The new incarnation.
+    pub generation: u32,
+    /// Attempts the old one carried when it was replaced.
+    pub in_flight_at_start: usize,
+    /// The whole report, once the old one is gone.
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    pub drained: Option<DrainReport>,
+}
+
+/// How the old generation drained on every worker.
+#[derive(Debug, Clone, Serialize)]
+pub struct DrainReport {
+    /// Attempts that ended by themselves.
+    pub completed: u64,
+    /// Waiting jobs that went to the new generation.
+    pub moved: u64,
+    /// Attempts that the deadline ended.
+    pub cut: u64,
+    /// Seconds until the last one was gone.
+    pub duration_seconds: f64,
+    /// By worker.
+    pub workers: Vec<RetireReport>,
+}
+
+/// Ask for the state of every worker.
+#[derive(Message)]
+#[rtype(result = "Vec<Result<ShardState, usize>>")]
+pub struct AskState;
+
+/// End one request, wherever it runs.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct CancelRequest {
+    /// The request's id.
+    pub id: String,
+}

@@ -1,0 +1,388 @@
+//! Provider: owns one backend's client on one worker; admits jobs, starts attempts, enforces limits, retires.
+//!
+//! Work runs in spawned tasks that the flight table counts; handlers decide and return.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use actix::WeakAddr;
+use actix::prelude::*;
+use futures_util::FutureExt as _;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use super::pool::crash_failure;
+use super::slots::{Slots, Up};
+use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Retire, RetireReport};
+use crate::attempt::{
+    Cut, End, FlightGuard, FlightPlan, Flights, HttpClient, Settled, Station, Tower, Transport, Verdict, panic_message, warm_up, work,
+};
+use crate::balance::Permit;
+use crate::dialect::Dialect;
+use crate::error::GatewayError;
+use crate::simulate::Simulator;
+
+/// How often limits of live bodies are enforced.
+const TICK: Duration = Duration::from_millis(100);
+/// How often a queue looks for permits that other workers returned.
+const QUEUE_TICK: Duration = Duration::from_millis(5);
+/// How often a retired generation looks whether it is empty.
+const RETIRE_TICK: Duration = Duration::from_millis(10);
+
+/// One incarnation of a backend's provider on one worker.
+pub struct Provider {
+    station: Rc<Station>,
+    slots: Rc<Slots>,
+    generation: u32,
+    flights: Rc<Flights>,
+    queue: VecDeque<Job>,
+    queued: Rc<Cell<usize>>,
+    is_ticking: bool,
+    is_pumping: bool,
+    retired: Option<Retirement>,
+}
+
+struct Retirement {
+    since: Instant,
+    cut_at: Instant,
+    in_flight: usize,
+    completed_before: u64,
+    moved: u64,
+    report: Option<oneshot::Sender<RetireReport>>,
+}
+
+/// Sends what a flight reports to the actors concerned.
+struct Messenger {
+    slots: Rc<Slots>,
+    provider: WeakAddr<Provider>,
+}
+
+impl Tower for Messenger {
+    fn settled(&self, pool: u16, settled: Settled) {
+        if let Some(pool) = self.slots.pool(usize::from(pool)) {
+            pool.do_send(Outcome(settled));
+        }
+    }
+
+    fn permit_returned(&self) {
+        if let Some(provider) = self.provider.upgrade() {
+            provider.do_send(PermitReturned);
+        }
+    }
+
+    fn crashed(&self, reason: String) {
+        if let Some(provider) = self.provider.upgrade() {
+            provider.do_send(Crashed(reason));
+        }
+    }
+}
+
+impl Provider {
+    /// Starts an incarnation on the present worker; `warm` opens a connection ahead of the first job.
+    pub fn start_on(slots: &Rc<Slots>, index: usize, generation: u32, warm: bool) -> Up {
+        let shared = &slots.shared.backends[index];
+        let backend = Arc::clone(&slots.shared.settings.backends[index]);
+        let codec = Dialect::codec(&backend);
+        let transport = match (&backend.simulated, &shared.tls) {
+            (Some(simulated), _) => Transport::Simulated(Simulator::new(simulated.clone(), Arc::clone(&shared.simulated))),
+            (None, Some(tls)) => {
+                let headers = codec.as_ref().map(|codec| codec.headers(&backend)).unwrap_or_default();
+                Transport::Http(HttpClient::new(&backend, tls, headers))
+            }
+            (None, None) => Transport::Simulated(Simulator::new(crate::settings::Simulated::default(), Arc::default())),
+        };
+        let budget = Rc::clone(&slots.providers[index].budget);
+        let station = Rc::new(Station { backend, codec, transport, budget });
+        if warm && matches!(station.transport, Transport::Http(_)) {
+            actix_rt::spawn(warm_up(Rc::clone(&station)));
+        }
+        let queued = Rc::new(Cell::new(0));
+        let mut flights = None;
+        let addr = Self::create(|ctx| {
+            let messenger = Messenger { slots: Rc::clone(slots), provider: ctx.address().downgrade() };
+            let table = Flights::new(Box::new(messenger));
+            flights = Some(Rc::clone(&table));
+            Self {
+                station,
+                slots: Rc::clone(slots),
+                generation,
+                flights: table,
+                queue: VecDeque::new(),
+                queued: Rc::clone(&queued),
+                is_ticking: false,
+                is_pumping: false,
+                retired: None,
+            }
+        });
+        let flights = flights.expect("set while the actor was created");
+        Up { addr, generation, since: Instant::now(), flights, queued }
+    }
+
+    fn bounce(&self, job: Job, why: Bounced) {
+        if let Some(pool) = self.slots.pool(usize::from(job.0.pool)) {
+            pool.do_send(Bounce { job, why });
+        }
+    }
+
+    /// Admits a job, lets it wait, or gives it back. The job is taken out of its cell once it is in other hands.
+    fn admit(&mut self, cell: &mut Option<Job>, ctx: &mut Context<Self>) {
+        if self.retired.is_some() {
+            if let Some(job) = cell.take() {
+                self.bounce(job, Bounced::Moved);
+            }
+            return;
+        }
+        self.station.transport.on_admit();
+        let permits = &self.slots.shared.backends[self.station.backend.index].permits;
+        // Those who wait already come first.
+        let permit = if self.queue.is_empty() { permits.try_take() } else { None };
+        let Some(job) = cell.take() else { return };
+        match permit {
+            Some(permit) => self.launch(job, permit, ctx),
+            None if job.0.ledger.may_queue && self.queue.len() < self.station.backend.max_queue => {
+                self.queue.push_back(job);
+                self.note_queue();
+                self.pump_later(ctx);
+            }
+            None => self.bounce(job, Bounced::Saturated),
+        }
+    }
+
+    fn launch(&mut self, job: Job, permit: Permit, ctx: &mut Context<Self>) {
+        let parts = &job.0;
+        let flight = self.flights.enter(FlightPlan {
+            id: Arc::clone(&parts.call.id),
+            backend: Arc::clone(&self.station.backend),
+            pool: parts.pool,
+            member: parts.member,
+            stream: parts.call.is_stream(),
+            permit,
+        });
+        actix_rt::spawn(carry(Rc::clone(&self.station), Rc::clone(&self.slots), job, flight));
+        self.tick_later(ctx);
+    }
+
+    /// One timer for all live bodies; it rests while there are none.
+    fn tick_later(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::replace(&mut self.is_ticking, true) {
+            return;
+        }
+        ctx.run_later(TICK, |provider, ctx| {
+            provider.is_ticking = false;
+            provider.flights.enforce(Instant::now());
+            if !provider.flights.is_empty() {
+                provider.tick_later(ctx);
+            }
+        });
+    }
+
+    fn note_queue(&self) {
+        self.queued.set(self.queue.len());
+        self.flights.has_queue.set(!self.queue.is_empty());
+    }
+
+    fn pump_later(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::replace(&mut self.is_pumping, true) {
+            return;
+        }
+        ctx.run_later(QUEUE_TICK, |provider, ctx| {
+            provider.is_pumping = false;
+            provider.pump(ctx);
+        });
+    }
+
+    /// Starts waiting jobs while there are permits; drops those whose callers left or whose deadline passed.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let is_waiting = |job: &Job| !job.0.reply.is_closed() && now < job.0.call.deadline;
+        if !self.queue.iter().all(is_waiting) {
+            let (kept, gone): (VecDeque<Job>, VecDeque<Job>) = self.queue.drain(..).partition(is_waiting);
+            self.queue = kept;
+            for job in gone {
+                let _ = job.0.reply.send(Err(GatewayError::Deadline));
+            }
+        }
+        let permits = Arc::clone(&self.slots.shared.backends[self.station.backend.index].permits);
+        while !self.queue.is_empty()
+            && let Some(permit) = permits.try_take()
+            && let Some(job) = self.queue.pop_front()
+        {
+            self.launch(job, permit, ctx);
+        }
+        self.note_queue();
+        if !self.queue.is_empty() {
+            self.pump_later(ctx);
+        }
+    }
+
+    /// Takes no more jobs; what waits goes to the next generation, what flies may finish.
+    fn retire(&mut self, deadline: Duration, report: Option<oneshot::Sender<RetireReport>>, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let waiting = std::mem::take(&mut self.queue);
+        self.note_queue();
+        let moved = waiting.len() as u64;
+        for job in waiting {
+            self.bounce(job, Bounced::Moved);
+        }
+        if self.retired.is_some() {
+            return;
+        }
+        self.retired = Some(Retirement {
+            since: now,
+            cut_at: now + deadline,
+            in_flight: self.flights.len(),
+            completed_before: self.flights.completed.get(),
+            moved,
+            report,
+        });
+        self.leave_when_empty(ctx);
+    }
+
+    fn leave_when_empty(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let Some(retirement) = &mut self.retired else { return };
+        if now >= retirement.cut_at {
+            self.flights.cut_all(Cut::Drain, None);
+        }
+        if !self.flights.is_empty() {
+            ctx.run_later(RETIRE_TICK, Self::leave_when_empty);
+            return;
+        }
+        if let Some(report) = retirement.report.take() {
+            // The director may have stopped waiting.
+            let _ = report.send(RetireReport {
+                worker: self.slots.worker,
+                in_flight_at_start: retirement.in_flight,
+                completed: self.flights.completed.get() - retirement.completed_before,
+                moved: retirement.moved,
+                cut: self.flights.cut.get(),
+                duration_seconds: now.duration_since(retirement.since).as_secs_f64(),
+            });
+        }
+        self.slots.providers[self.station.backend.index].retiring.borrow_mut().retain(|flights| !Rc::ptr_eq(flights, &self.flights));
+        ctx.stop();
+    }
+
+    fn crash(&mut self, reason: String, ctx: &mut Context<Self>) {
+        if self.retired.is_none() {
+            tracing::error!(backend = %self.station.backend.name, generation = self.generation, reason, "provider crashed");
+            self.slots.tell_shard(Down { backend: self.station.backend.index, generation: self.generation, reason });
+            self.retire(self.station.backend.drain_timeout, None, ctx);
+        }
+    }
+}
+
+impl Actor for Provider {
+    type Context = Context<Self>;
+}
+
+impl Drop for Provider {
+    /// Reports a panic that slipped through, such as one in a timer.
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.retired.is_none() {
+            let reason = "the actor ended by a panic outside its handlers".to_owned();
+            self.slots.tell_shard(Down { backend: self.station.backend.index, generation: self.generation, reason });
+        }
+    }
+}
+
+impl Handler<Job> for Provider {
+    type Result = ();
+
+    fn handle(&mut self, job: Job, ctx: &mut Context<Self>) {
+        let mut cell = Some(job);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.admit(&mut cell, ctx))) {
+            self.crash(panic_message(&*panic), ctx);
+            // Nothing was sent: the next generation may take it.
+            if let Some(job) = cell.take() {
+                self.bounce(job, Bounced::Moved);
+            }
+        }
+    }
+}
+
+impl Handler<PermitReturned> for Provider {
+    type Result = ();
+
+    fn handle(&mut self, _: PermitReturned, ctx: &mut Context<Self>) {
+        self.pump(ctx);
+    }
+}
+
+impl Handler<Crashed> for Provider {
+    type Result = ();
+
+    fn handle(&mut self, Crashed(reason): Crashed, ctx: &mut Context<Self>) {
+        self.crash(reason, ctx);
+    }
+}
+
+impl Handler<Retire> for Provider {
+    type Result = ();
+
+    fn handle(&mut self, message: Retire, ctx: &mut Context<Self>) {
+        self.retire(message.deadline, message.report, ctx);
+    }
+}
+
+enum Landing {
+    Done(Verdict),
+    Panicked(String),
+    CallerLeft,
+    CutBy(Cut),
+}
+
+/// Carries one job from admission to its answer or back to its pool.
+async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightGuard) {
+    let JobParts { call, mut ledger, mut reply, pool, member, only } = *job.0;
+    let watched = flight.watch();
+    let mut flight = Some(flight);
+    let landing = {
+        let work = work(&station, &call, &mut ledger, &mut flight, only).instrument(call.span.clone());
+        let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(match done {
+                    Ok(verdict) => Landing::Done(verdict),
+                    Err(panic) => Landing::Panicked(panic_message(&*panic)),
+                });
+            }
+            if reply.poll_closed(cx).is_ready() {
+                return Poll::Ready(Landing::CallerLeft);
+            }
+            watched.poll_cut(cx).map(Landing::CutBy)
+        })
+        .await
+    };
+    let failure = match landing {
+        Landing::Done(Verdict::Answer(answer)) => {
+            // A caller that left in this instant drops the answer, and with it the flight.
+            let _ = reply.send(Ok(*answer));
+            return;
+        }
+        // The guard settles it as cancelled.
+        Landing::CallerLeft => return,
+        Landing::CutBy(cut) => {
+            watched.settle(End::Cut, None);
+            let _ = reply.send(Err(GatewayError::Cut(cut.words())));
+            return;
+        }
+        Landing::Done(Verdict::Failed(failure)) => failure,
+        Landing::Panicked(reason) => {
+            watched.crashed(reason);
+            crash_failure(&station.backend)
+        }
+    };
+    watched.settle(End::Failed(failure.class), None);
+    let job = Job(Box::new(JobParts { call, ledger, reply, pool, member, only }));
+    if let Some(pool) = slots.pool(usize::from(pool)) {
+        pool.do_send(Bounce { job, why: Bounced::Failed(failure) });
+    }
+}

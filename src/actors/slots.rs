@@ -1,0 +1,203 @@
+//! Where actors are found: what the process shares, and one worker's slots.
+//!
+//! The shard supervisor fills the slots; front end, pools and flights look actors up in them, always on one thread.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+
+use actix::Addr;
+use rustls::ClientConfig;
+use tokio::time::Instant;
+
+use super::pool::Pool;
+use super::provider::Provider;
+use crate::attempt::{Flights, system_roots, tls_config};
+use crate::balance::{CrashRecord, MemberStats, Permits, RetryBudget};
+use crate::settings::Settings;
+use crate::shard::Shard;
+
+/// What all workers share; nothing here is locked on the path of a request.
+pub struct Shared {
+    /// The configuration.
+    pub settings: Arc<Settings>,
+    /// By backend index.
+    pub backends: Vec<SharedBackend>,
+    /// Bytes of request bodies held now.
+    pub body_bytes: Arc<AtomicU64>,
+    /// Requests between their head and the end of their answer.
+    pub open_requests: AtomicU64,
+    /// Whether the process drains.
+    pub draining: AtomicBool,
+}
+
+/// What the workers share of one backend.
+pub struct SharedBackend {
+    /// Requests at once.
+    pub permits: Arc<Permits>,
+    /// The last incarnation's number.
+    pub generation: AtomicU32,
+    /// Request numbers of the simulated provider.
+    pub simulated: Arc<[AtomicU64; 2]>,
+    /// TLS settings; `None` where no network is used.
+    pub tls: Option<Arc<ClientConfig>>,
+}
+
+impl Shared {
+    /// Prepares what the workers share.
+    ///
+    /// # Errors
+    /// Extra certificates of a backend that cannot be used, in words.
+    pub fn new(settings: Arc<Settings>) -> Result<Arc<Self>, String> {
+        let roots = system_roots();
+        let plain = tls_config(&roots, None)?;
+        let mut backends = Vec::new();
+        for backend in &settings.backends {
+            let tls = match &backend.network.ca_pem {
+                _ if backend.simulated.is_some() => None,
+                Some(pem) => Some(tls_config(&roots, Some(pem)).map_err(|error| format!("backend `{}`: caFile: {error}", backend.name))?),
+                None => Some(Arc::clone(&plain)),
+            };
+            backends.push(SharedBackend {
+                permits: Permits::new(backend.max_concurrent),
+                generation: AtomicU32::new(1),
+                simulated: Arc::default(),
+                tls,
+            });
+        }
+        Ok(Arc::new(Self {
+            settings,
+            backends,
+            body_bytes: Arc::default(),
+            open_requests: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+        }))
+    }
+}
+
+/// One worker's slots.
+pub struct Slots {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// Worker thread.
+    pub worker: usize,
+    /// The supervisor.
+    pub shard: RefCell<Option<Addr<Shard>>>,
+    /// By backend index.
+    pub providers: Vec<ProviderSlot>,
+    /// By pool index.
+    pub pools: Vec<PoolSlot>,
+}
+
+/// Where a backend's provider is found.
+pub struct ProviderSlot {
+    /// Up, or when it will be.
+    pub state: RefCell<SlotState>,
+    /// Retries that may be spent; outlives generations.
+    pub budget: Rc<RefCell<RetryBudget>>,
+    /// Crashes of the last minute.
+    pub crashes: RefCell<CrashRecord>,
+    /// Starts after the first.
+    pub restarts: Cell<u64>,
+    /// Starts after a panic.
+    pub crashed: Cell<u64>,
+    /// Why the last restart happened.
+    pub last_reason: RefCell<Option<String>>,
+    /// Flights of generations that were replaced.
+    pub retiring: RefCell<Vec<Rc<Flights>>>,
+}
+
+/// State of a slot.
+pub enum SlotState {
+    /// A provider takes jobs.
+    Up(Up),
+    /// None does until then.
+    Down {
+        /// When the next generation starts.
+        until: Instant,
+        /// Whether it crashed too often to be worth waiting for.
+        failed: bool,
+    },
+}
+
+/// A provider that takes jobs.
+pub struct Up {
+    /// Its address.
+    pub addr: Addr<Provider>,
+    /// Which incarnation.
+    pub generation: u32,
+    /// When it started.
+    pub since: Instant,
+    /// What it carries.
+    pub flights: Rc<Flights>,
+    /// Jobs that wait for a permit.
+    pub queued: Rc<Cell<usize>>,
+}
+
+/// Where a pool is found.
+pub struct PoolSlot {
+    /// Its address.
+    pub addr: RefCell<Option<Addr<Pool>>>,
+    /// Statistics; outlive the actor.
+    pub stats: RefCell<PoolStats>,
+    /// Restarts after a panic.
+    pub restarts: Cell<u32>,
+    /// Jobs that wait for a member to start.
+    pub parked: Cell<usize>,
+}
+
+/// What a pool counts.
+#[derive(Default)]
+pub struct PoolStats {
+    /// Requests taken.
+    pub requests: u64,
+    /// Requests served although an earlier try had failed.
+    pub absorbed: u64,
+    /// Requests answered with an error.
+    pub refused: u64,
+    /// By place in the pool.
+    pub members: Vec<MemberStats>,
+}
+
+impl Slots {
+    /// Prepares the slots of one worker; every provider is down until the shard starts it.
+    pub fn new(shared: Arc<Shared>, worker: usize) -> Rc<Self> {
+        let now = Instant::now();
+        let provider = |_| ProviderSlot {
+            state: RefCell::new(SlotState::Down { until: now, failed: false }),
+            budget: Rc::new(RefCell::new(RetryBudget::new(now.into_std()))),
+            crashes: RefCell::default(),
+            restarts: Cell::new(0),
+            crashed: Cell::new(0),
+            last_reason: RefCell::default(),
+            retiring: RefCell::default(),
+        };
+        let pool = |plan: &Arc<crate::settings::Pool>| PoolSlot {
+            addr: RefCell::new(None),
+            stats: RefCell::new(PoolStats { members: vec![MemberStats::default(); plan.members.len()], ..PoolStats::default() }),
+            restarts: Cell::new(0),
+            parked: Cell::new(0),
+        };
+        let providers = shared.settings.backends.iter().map(provider).collect();
+        let pools = shared.settings.pools.iter().map(pool).collect();
+        Rc::new(Self { shared, worker, shard: RefCell::new(None), providers, pools })
+    }
+
+    /// The address of a pool.
+    pub fn pool(&self, index: usize) -> Option<Addr<Pool>> {
+        self.pools.get(index)?.addr.borrow().clone()
+    }
+
+    /// Tells the supervisor something.
+    pub fn tell_shard<M>(&self, message: M)
+    where
+        M: actix::Message + Send + 'static,
+        M::Result: Send,
+        Shard: actix::Handler<M>,
+    {
+        if let Some(shard) = &*self.shard.borrow() {
+            shard.do_send(message);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What travels with a request: the call itself, its ledger, and the answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use actix_http::header::{HeaderName, HeaderValue};
+use actix_http::{Method, StatusCode};
+use bytes::Bytes;
+use send_wrapper::SendWrapper;
+use smallvec::SmallVec;
+use std::sync::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::Span;
+
+use super::live::LiveBody;
+use crate::chat::{Endpoint, Failure, Scan, Usage};
+use crate::error::GatewayError;
+
+/// One client request, immutable from the front end on.
+#[derive(Debug)]
+pub struct Call {
+    /// The request's id.
+    pub id: Arc<str>,
+    /// What is asked for.
+    pub endpoint: Endpoint,
+    /// Places and features of the body.
+    pub scan: Scan,
+    /// The whole body; empty when it is streamed through.
+    pub body: Bytes,
+    /// Returns the body's bytes to the process-wide total.
+    pub hold: BodyHold,
+    /// Where the model to ask for begins in [`Scan::model`]; `None` asks every member for its default.
+    pub model_at: Option<usize>,
+    /// When the request must be answered.
+    pub deadline: Instant,
+    /// When the front end took it.
+    pub started: Instant,
+    /// The root span.
+    pub span: Span,
+    /// Present on paths that pass through.
+    pub passthrough: Option<Box<Passthrough>>,
+    /// Whether anything was sent to a provider: then a lost request is not submitted again.
+    pub touched: AtomicBool,
+}
+
+impl Call {
+    /// The model asked for; `None` stands for the member's default.
+    pub fn requested_model(&self) -> Option<&str> {
+        self.model_at.and_then(|at| self.scan.model.as_deref()?.get(at..))
+    }
+
+    /// Whether a stream is asked for.
+    pub fn is_stream(&self) -> bool {
+        self.scan.stream && self.passthrough.is_none()
+    }
+}
+
+/// What a passed-through request has beside its body.
+#[derive(Debug)]
+pub struct Passthrough {
+    /// Method.
+    pub method: Method,
+    /// Path behind the version, with its query.
+    pub path: String,
+    /// Client headers that may go upstream.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The body, when it is streamed through; taken by the first attempt that sends it.
+    pub stream: Option<StreamedBody>,
+}
+
+/// A request body that is read while it is sent.
+#[derive(Debug)]
+pub struct StreamedBody {
+    /// Declared length.
+    pub length: Option<u64>,
+    /// The client's bytes, on the worker that received them.
+    pub payload: Mutex<Option<SendWrapper<PayloadStream>>>,
+}
+
+/// A client's payload.
+pub struct PayloadStream(pub std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Bytes, std::io::Error>>>>);
+
+impl std::fmt::Debug for PayloadStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PayloadStream")
+    }
+}
+
+/// Bytes counted against the total of bodies in flight; returned when dropped.
+#[derive(Debug)]
+pub struct BodyHold {
+    total: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl BodyHold {
+    /// Starts with nothing.
+    pub fn new(total: &Arc<AtomicU64>) -> Self {
+        Self { total: Arc::clone(total), bytes: 0 }
+    }
+
+    /// Counts further bytes unless the total would pass `limit`.
+    pub fn grow(&mut self, bytes: u64, limit: u64) -> bool {
+        let before = self.total.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        before + bytes <= limit
+    }
+}
+
+impl Drop for BodyHold {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What has been tried for a request so far; travels with the job.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// Leaves whose attempts failed.
+    pub tried: SmallVec<[u16; 8]>,
+    /// Leaves that were full.
+    pub saturated: SmallVec<[u16; 4]>,
+    /// Tries made, retries included.
+    pub attempts: u32,
+    /// Most tries allowed.
+    pub max_attempts: u32,
+    /// Whether anything was sent to a provider.
+    pub sent: bool,
+    /// The most telling failure so far.
+    pub worst: Option<Box<Failure>>,
+    /// Whether the job may wait for a permit: nobody else can take it.
+    pub may_queue: bool,
+    /// How often it met a generation that was just replaced.
+    pub moves: u32,
+    /// Since when it waits for a member to start.
+    pub parked_at: Option<Instant>,
+}
+
+impl Ledger {
+    /// Keeps the failure that tells the client most.
+    pub fn note(&mut self, failure: Failure) {
+        if self.worst.as_ref().is_none_or(|worst| failure.class.weight() >= worst.class.weight()) {
+            self.worst = Some(Box::new(failure));
+        }
+    }
+}
+
+/// The reply sender of a caller.
+pub type ReplySender = oneshot::Sender<Reply>;
+/// What a caller gets.
+pub type Reply = Result<Answer, GatewayError>;
+
+/// Response headers taken over from a provider.
+pub type AnswerHeaders = SmallVec<[(HeaderName, HeaderValue); 8]>;
+
+/// A served request.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status; 200 except on paths that pass through.
+    pub status: StatusCode,
+    /// Headers from the provider that the client may see.
+    pub headers: AnswerHeaders,
+    /// Body.
+    pub body: AnswerBody,
+    /// Who served.
+    pub backend: Arc<str>,
+    /// The model that was asked for upstream.
+    pub model: Box<str>,
+    /// Tries made.
+    pub attempts: u32,
+    /// Request fields left out for this backend.
+    pub dropped: SmallVec<[Box<str>; 4]>,
+    /// Time from the front end to the first content, or to the whole reply.
+    pub first_content: Duration,
+    /// Tokens of a whole reply.
+    pub usage: Option<Usage>,
+}
+
+/// Body of an answer.
+#[derive(Debug)]
+pub enum AnswerBody {
+    /// Whole.
+    Full(Bytes),
+    /// Pulled by the client; stays on its worker.
+    Live(SendWrapper<LiveBody>),
+}

@@ -1,0 +1,84 @@
+//! How a connection is made: directly or through a proxy's CONNECT tunnel, with Nagle's algorithm off.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use actix_http::Uri;
+use actix_service::Service;
+use actix_tls::connect::{ConnectError, ConnectInfo, Connection};
+use base64::Engine as _;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use url::Url;
+
+/// Longest reply head of a proxy in bytes.
+const PROXY_HEAD: usize = 8 << 10;
+
+/// Makes connections for a client.
+#[derive(Clone)]
+pub struct Dialer {
+    proxy: Option<Url>,
+}
+
+impl Dialer {
+    /// Dials through the proxy, if there is one.
+    pub fn new(proxy: Option<Url>) -> Self {
+        Self { proxy }
+    }
+}
+
+impl Service<ConnectInfo<Uri>> for Dialer {
+    type Response = Connection<Uri, TcpStream>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>>>>;
+
+    fn poll_ready(&self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&self, target: ConnectInfo<Uri>) -> Self::Future {
+        let proxy = self.proxy.clone();
+        Box::pin(async move {
+            let uri = target.request().clone();
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            let port = target.port();
+            let stream = match &proxy {
+                None => TcpStream::connect((host.as_str(), port)).await.map_err(ConnectError::Io)?,
+                Some(proxy) => tunnel(proxy, &host, port).await.map_err(ConnectError::Io)?,
+            };
+            stream.set_nodelay(true).map_err(ConnectError::Io)?;
+            Ok(Connection::new(uri, stream))
+        })
+    }
+}
+
+async fn tunnel(proxy: &Url, host: &str, port: u16) -> std::io::Result<TcpStream> {
+    let proxy_host = proxy.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let mut stream = TcpStream::connect((proxy_host, proxy.port_or_known_default().unwrap_or(80))).await?;
+    let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let mut request = format!("CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n");
+    if !proxy.username().is_empty() {
+        let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let pair = format!("{}:{}", decode(proxy.username()), decode(proxy.password().unwrap_or_default()));
+        let credentials = base64::engine::general_purpose::STANDARD.encode(pair);
+        request.push_str(&format!("proxy-authorization: Basic {credentials}\r\n"));
+    }
+    request.push_str("\r\n");
+    stream.write_all(request.as_bytes()).await?;
+
+    // Byte by byte: what follows the head belongs to the tunnel.
+    let mut head = Vec::with_capacity(256);
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() == PROXY_HEAD {
+            return Err(std::io::Error::other("the proxy's reply has no end"));
+        }
+        head.push(stream.read_u8().await?);
+    }
+    let status = head.split(|byte| *byte == b' ').nth(1);
+    if status != Some(b"200") {
+        let status = String::from_utf8_lossy(status.unwrap_or_default()).into_owned();
+        return Err(std::io::Error::other(format!("the proxy refused the tunnel with status {status}")));
+    }
+    Ok(stream)
+}

@@ -1,0 +1,366 @@
+//! The flight table: every attempt that a provider carries, from its start until its one outcome is settled.
+//!
+//! A [`Flight`] is shared by the attempt's task or live body and the provider, all on one thread. Whatever path an
+//! attempt ends on, its [`FlightGuard`] settles it: the permit returns, the pool gets one outcome.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::live::Upstream;
+use crate::balance::Permit;
+use crate::chat::{FailureClass, Usage};
+use crate::settings::Backend;
+
+/// Why the gateway itself ends a flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The drain deadline of a replaced generation.
+    Drain,
+    /// An operator.
+    Operator,
+    /// The total limit of a stream.
+    Total,
+    /// The provider was silent for too long.
+    Idle,
+    /// The client did not read for too long.
+    Stall,
+}
+
+impl Cut {
+    /// What the client is told.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Drain => "a restart of its backend that reached its drain deadline",
+            Self::Operator => "an operator",
+            Self::Total => "the time limit for streams",
+            Self::Idle => "the provider's silence",
+            Self::Stall => "the client's pause in reading",
+        }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The reply was delivered whole.
+    Served,
+    /// It failed before first content.
+    Failed(FailureClass),
+    /// The client left.
+    Cancelled,
+    /// The stream broke after first content.
+    Truncated(FailureClass),
+    /// A drain deadline or an operator ended it.
+    Cut,
+}
+
+impl End {
+    /// Name for logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Failed(_) => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Truncated(_) => "truncated",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+/// The one outcome of an attempt, as its pool gets it.
+#[derive(Debug, Clone, Copy)]
+pub struct Settled {
+    /// Place of the member in its pool.
+    pub member: u16,
+    /// How it ended.
+    pub end: End,
+    /// From the attempt's start to its first content (whole replies: to the reply).
+    pub first_content: Option<Duration>,
+    /// From the attempt's start to its end.
+    pub duration: Duration,
+    /// Tokens, reported or estimated.
+    pub usage: Option<Usage>,
+    /// Whether earlier tries of the request had failed.
+    pub absorbed: bool,
+}
+
+/// Where settled attempts are reported and full queues are woken; implemented by the provider actor's address.
+pub trait Tower {
+    /// Reports the outcome to the pool that sent the job.
+    fn settled(&self, pool: u16, settled: Settled);
+    /// A permit was returned while jobs wait for one.
+    fn permit_returned(&self);
+    /// A panic was caught in a task or body.
+    fn crashed(&self, reason: String);
+}
+
+/// Every attempt of one generation of a provider.
+pub struct Flights {
+    slab: RefCell<Slab<Rc<Flight>>>,
+    tower: Box<dyn Tower>,
+    /// Whether jobs wait for a permit.
+    pub has_queue: Cell<bool>,
+    /// Flights that ended by themselves since this generation retired.
+    pub completed: Cell<u64>,
+    /// Flights that its drain deadline ended.
+    pub cut: Cell<u64>,
+}
+
+/// One attempt.
+pub struct Flight {
+    key: Cell<usize>,
+    flights: Rc<Flights>,
+    /// The request's id.
+    pub id: Arc<str>,
+    /// Who it goes to.
+    pub backend: Arc<Backend>,
+    /// The pool that sent the job.
+    pub pool: u16,
+    /// Place of the member in that pool.
+    pub member: u16,
+    /// When the attempt started.
+    pub started: Instant,
+    /// Whether a stream is asked for.
+    pub stream: bool,
+    first_content: Cell<Option<Instant>>,
+    absorbed: Cell<bool>,
+    permit: Cell<Option<Permit>>,
+    settled: Cell<bool>,
+    cut: Cell<Option<Cut>>,
+    waker: RefCell<Option<Waker>>,
+    /// The upstream half of a live body.
+    pub upstream: RefCell<Option<Upstream>>,
+}
+
+/// A flight as an operator sees it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct FlightView {
+    /// The request's id.
+    pub id: String,
+    /// Seconds since the attempt started.
+    pub age_seconds: f64,
+    /// `waiting` before first content, `streaming` after it.
+    pub phase: &'static str,
+    /// Whether a stream is asked for.
+    pub stream: bool,
+    /// Events with content so far.
+    pub content_events: u64,
+}
+
+impl Flights {
+    /// Starts empty.
+    pub fn new(tower: Box<dyn Tower>) -> Rc<Self> {
+        Rc::new(Self {
+            slab: RefCell::new(Slab::new()),
+            tower,
+            has_queue: Cell::new(false),
+            completed: Cell::new(0),
+            cut: Cell::new(0),
+        })
+    }
+
+    /// Enters an attempt.
+    pub fn enter(self: &Rc<Self>, plan: FlightPlan) -> FlightGuard {
+        let flight = Rc::new(Flight {
+            key: Cell::new(0),
+            flights: Rc::clone(self),
+            id: plan.id,
+            backend: plan.backend,
+            pool: plan.pool,
+            member: plan.member,
+            started: Instant::now(),
+            stream: plan.stream,
+            first_content: Cell::new(None),
+            absorbed: Cell::new(false),
+            permit: Cell::new(Some(plan.permit)),
+            settled: Cell::new(false),
+            cut: Cell::new(None),
+            waker: RefCell::new(None),
+            upstream: RefCell::new(None),
+        });
+        flight.key.set(self.slab.borrow_mut().insert(Rc::clone(&flight)));
+        FlightGuard(flight)
+    }
+
+    /// Flights carried now.
+    pub fn len(&self) -> usize {
+        self.slab.borrow().len()
+    }
+
+    /// Whether none is carried.
+    pub fn is_empty(&self) -> bool {
+        self.slab.borrow().is_empty()
+    }
+
+    /// Ends what has passed a limit of its own; the provider's timer calls this.
+    pub fn enforce(&self, now: Instant) {
+        for flight in self.all() {
+            let due = match flight.upstream.borrow_mut().as_mut() {
+                Some(upstream) => upstream.overdue(now, &flight.backend),
+                None => None,
+            };
+            if let Some(cut) = due {
+                flight.end_by(cut);
+            } else if flight.upstream.borrow_mut().as_mut().is_some_and(|upstream| upstream.wants_comment(now, &flight.backend)) {
+                flight.wake();
+            }
+        }
+    }
+
+    /// Ends every flight, or the one with this request id; returns how many.
+    pub fn cut_all(&self, cut: Cut, id: Option<&str>) -> usize {
+        let chosen: Vec<_> = self.all().into_iter().filter(|flight| id.is_none_or(|id| &*flight.id == id)).collect();
+        for flight in &chosen {
+            flight.end_by(cut);
+        }
+        chosen.len()
+    }
+
+    /// Every flight, as an operator sees it.
+    pub fn views(&self, now: Instant) -> Vec<FlightView> {
+        let view = |flight: Rc<Flight>| FlightView {
+            id: flight.id.to_string(),
+            age_seconds: now.duration_since(flight.started).as_secs_f64(),
+            phase: if flight.first_content.get().is_some() { "streaming" } else { "waiting" },
+            stream: flight.stream,
+            content_events: flight.upstream.borrow().as_ref().map_or(0, Upstream::content_events),
+        };
+        self.all().into_iter().map(view).collect()
+    }
+
+    fn all(&self) -> Vec<Rc<Flight>> {
+        self.slab.borrow().iter().map(|(_, flight)| Rc::clone(flight)).collect()
+    }
+}
+
+/// What a flight starts with.
+pub struct FlightPlan {
+    /// The request's id.
+    pub id: Arc<str>,
+    /// Who it goes to.
+    pub backend: Arc<Backend>,
+    /// The pool that sent the job.
+    pub pool: u16,
+    /// Place of the member in that pool.
+    pub member: u16,
+    /// Whether a stream is asked for.
+    pub stream: bool,
+    /// The permit it holds until it is settled.
+    pub permit: Permit,
+}
+
+impl Flight {
+    /// Notes the first content, and whether earlier tries of the request had failed.
+    pub fn note_first_content(&self, now: Instant, tries: u32) {
+        self.first_content.set(Some(now));
+        self.absorbed.set(tries > 1);
+    }
+
+    /// Ready once the gateway itself ends this flight.
+    pub fn poll_cut(&self, cx: &std::task::Context<'_>) -> Poll<Cut> {
+        match self.cut.get() {
+            Some(cut) => Poll::Ready(cut),
+            None => {
+                self.register(cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Why the gateway ended this flight, if it did.
+    pub fn cut(&self) -> Option<Cut> {
+        self.cut.get()
+    }
+
+    /// Remembers whom to wake.
+    pub fn register(&self, cx: &std::task::Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Drops the upstream half, settles and wakes whoever holds the other half.
+    fn end_by(&self, cut: Cut) {
+        self.cut.set(Some(cut));
+        let upstream = self.upstream.borrow_mut().take();
+        if let Some(upstream) = upstream {
+            let end = match cut {
+                Cut::Drain | Cut::Operator => End::Cut,
+                Cut::Total => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Total)),
+                Cut::Idle => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Idle)),
+                Cut::Stall => End::Cancelled,
+            };
+            self.settle(end, Some(upstream.usage_or_estimate()));
+        }
+        self.wake();
+    }
+
+    /// Tells the provider about a panic in a task or body.
+    pub fn crashed(&self, reason: String) {
+        self.flights.tower.crashed(reason);
+    }
+
+    /// Settles the outcome, once: later calls do nothing.
+    pub fn settle(&self, end: End, usage: Option<Usage>) {
+        if self.settled.replace(true) {
+            return;
+        }
+        drop(self.permit.take());
+        self.flights.slab.borrow_mut().try_remove(self.key.get());
+        let counter = if end == End::Cut { &self.flights.cut } else { &self.flights.completed };
+        counter.set(counter.get() + 1);
+        let now = Instant::now();
+        self.flights.tower.settled(self.pool, Settled {
+            member: self.member,
+            end,
+            first_content: self.first_content.get().map(|at| at.duration_since(self.started)),
+            duration: now.duration_since(self.started),
+            usage,
+            absorbed: self.absorbed.get(),
+        });
+        if self.flights.has_queue.get() {
+            self.flights.tower.permit_returned();
+        }
+    }
+}
+
+/// Settles its flight as cancelled unless it was settled before.
+pub struct FlightGuard(Rc<Flight>);
+
+impl FlightGuard {
+    /// A second handle, for whoever watches the flight.
+    pub fn watch(&self) -> Rc<Flight> {
+        Rc::clone(&self.0)
+    }
+}
+
+impl std::ops::Deref for FlightGuard {
+    type Target = Flight;
+
+    fn deref(&self) -> &Flight {
+        &self.0
+    }
+}
+
+impl Drop for FlightGuard {
+    fn drop(&mut self) {
+        let upstream = self.0.upstream.borrow_mut().take();
+        let usage = upstream.as_ref().map(Upstream::usage_or_estimate);
+        self.0.settle(End::Cancelled, usage);
+        // Dropping the upstream half closes its connection: the provider stops generating.
+        drop(upstream);
+    }
+}

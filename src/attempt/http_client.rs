@@ -1,0 +1,213 @@
+//! The HTTP client of one provider generation: its connections, addresses worked out once, and transport errors named.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::convert::TryFrom;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_http::body::SizedStream;
+use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_http::{Method, Uri};
+use awc::error::{ConnectError, SendRequestError};
+use awc::{Client, Connector, FrozenClientRequest};
+use futures_util::StreamExt as _;
+use rustls::ClientConfig;
+
+use super::dial::Dialer;
+use super::transport::{Address, Incoming, IncomingBody, Outgoing, OutgoingBody, SendFailure};
+use crate::chat::{Endpoint, Failure, FailureClass, Phase};
+use crate::settings::Backend;
+
+/// Addresses kept at most: models that become part of an address come from clients.
+const KNOWN_LIMIT: usize = 256;
+
+/// The client of one provider generation.
+pub struct HttpClient {
+    /// Keeps connections for the next request.
+    pooled: Client,
+    /// Makes a connection for each request.
+    fresh: Client,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    known: RefCell<HashMap<Endpoint, HashMap<String, FrozenClientRequest>>>,
+    close_every: Option<u64>,
+    sent: Cell<u64>,
+    connect_limit: Duration,
+}
+
+impl HttpClient {
+    /// Makes the client; `headers` go with every request.
+    pub fn new(backend: &Backend, tls: &Arc<ClientConfig>, headers: Vec<(String, String)>) -> Self {
+        let pairs = headers.into_iter().filter_map(|(name, value)| {
+            let mut value = HeaderValue::try_from(value).ok()?;
+            value.set_sensitive(true);
+            Some((HeaderName::try_from(name).ok()?, value))
+        });
+        let mut headers: Vec<_> = pairs.collect();
+        headers.push((header::USER_AGENT, HeaderValue::from_static(concat!("stagedoor/", env!("CARGO_PKG_VERSION")))));
+        headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+        Self {
+            pooled: client(backend, tls, Duration::from_secs(60)),
+            fresh: client(backend, tls, Duration::ZERO),
+            headers,
+            known: RefCell::new(HashMap::new()),
+            close_every: backend.network.max_requests,
+            sent: Cell::new(0),
+            connect_limit: backend.timeouts.connect,
+        }
+    }
+
+    /// Sends a request and awaits the reply's head.
+    pub async fn send(&self, request: Outgoing<'_>) -> Result<Incoming, SendFailure> {
+        let client = if request.pooled { &self.pooled } else { &self.fresh };
+        let frozen = match &request.url {
+            Address::Known { model, make } if request.pooled => self.known(request.endpoint, *model, *make)?,
+            Address::Known { make, .. } => self.freeze(client, &request.method, &make(), &[])?,
+            Address::Own(url) => self.freeze(client, &request.method, url, request.headers)?,
+        };
+        let closes = self.close_every.is_some_and(|every| {
+            self.sent.set(self.sent.get() + 1);
+            self.sent.get().is_multiple_of(every)
+        });
+        let sending = match request.body {
+            OutgoingBody::Full(body) if closes => {
+                let mut extra = HeaderMap::new();
+                extra.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                frozen.extra_headers(extra).send_body(body)
+            }
+            OutgoingBody::Full(body) if body.is_empty() && request.method != Method::POST => frozen.send(),
+            OutgoingBody::Full(body) => frozen.send_body(body),
+            OutgoingBody::Stream { length: Some(length), bytes } => frozen.send_body(SizedStream::new(length, bytes)),
+            OutgoingBody::Stream { length: None, bytes } => frozen.send_stream(bytes),
+        };
+        let reply = sending.await.map_err(|error| self.name_error(&error))?;
+        let status = reply.status();
+        let headers = reply.headers().clone();
+        let body = reply.map(|chunk| chunk.map_err(|_| Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end")));
+        Ok(Incoming { status, headers, body: IncomingBody::Http(Box::pin(body)) })
+    }
+
+    fn known(&self, endpoint: Endpoint, model: Option<&str>, make: &dyn Fn() -> String) -> Result<FrozenClientRequest, SendFailure> {
+        let key = model.unwrap_or_default();
+        let mut known = self.known.borrow_mut();
+        let known = known.entry(endpoint).or_default();
+        if let Some(frozen) = known.get(key) {
+            return Ok(frozen.clone());
+        }
+        let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        let frozen = self.freeze(&self.pooled, &Method::POST, &make(), &json)?;
+        if known.len() < KNOWN_LIMIT {
+            known.insert(key.to_owned(), frozen.clone());
+        }
+        Ok(frozen)
+    }
+
+    fn freeze(
+        &self,
+        client: &Client,
+        method: &Method,
+        url: &str,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> Result<FrozenClientRequest, SendFailure> {
+        let uri = Uri::try_from(url).map_err(|_| unsendable("the address for this request is not valid"))?;
+        let mut request = client.request(method.clone(), uri);
+        if headers.is_empty() {
+            request = request.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+        }
+        for (name, value) in headers.iter().chain(&self.headers) {
+            request = request.insert_header((name.clone(), value.clone()));
+        }
+        request.freeze().map_err(|_| unsendable("the request could not be formed"))
+    }
+
+    /// Names a transport error by what it means for a retry.
+    fn name_error(&self, error: &SendRequestError) -> SendFailure {
+        let socket = |message: &str, sent| SendFailure { failure: Failure::new(FailureClass::Socket, message), sent };
+        match error {
+            SendRequestError::Connect(ConnectError::Timeout) => SendFailure {
+                failure: Failure::new(
+                    FailureClass::Timeout(Phase::Connect),
+                    format!("no connection to the provider within {:?}", self.connect_limit),
+                ),
+                sent: false,
+            },
+            // awc's name for an end of file before the head, on a new connection as well as on a used one.
+            SendRequestError::Connect(ConnectError::Disconnected) => socket("the provider closed the connection before it answered", true),
+            SendRequestError::Connect(ConnectError::Resolver(_) | ConnectError::NoRecords | ConnectError::Unresolved) => {
+                socket("the provider's host name could not be resolved", false)
+            }
+            SendRequestError::Connect(error) => socket(&format!("no connection to the provider: {}", kind_of(error)), false),
+            SendRequestError::Url(_) | SendRequestError::Http(_) => unsendable("the request could not be formed"),
+            SendRequestError::Response(actix_http::error::ParseError::Io(_)) | SendRequestError::Send(_) | SendRequestError::H2(_) => {
+                socket("the connection to the provider broke before it answered", true)
+            }
+            SendRequestError::Response(_) => SendFailure {
+                failure: Failure::new(FailureClass::Malformed, "the provider's answer is not HTTP"),
+                sent: true,
+            },
+            SendRequestError::Body(_) => SendFailure {
+                failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, "the request body broke off") },
+                sent: true,
+            },
+            _ => socket("the request to the provider failed", true),
+        }
+    }
+}
+
+/// What went wrong with a connection, without addresses.
+fn kind_of(error: &ConnectError) -> String {
+    match error {
+        ConnectError::Io(error) => match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
+            std::io::ErrorKind::InvalidData => format!("TLS: {error}"),
+            kind => kind.to_string(),
+        },
+        ConnectError::H2(_) => "HTTP/2 handshake failed".into(),
+        _ => "connection failed".into(),
+    }
+}
+
+fn unsendable(message: &str) -> SendFailure {
+    SendFailure { failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, message) }, sent: false }
+}
+
+fn client(backend: &Backend, tls: &Arc<ClientConfig>, keep_alive: Duration) -> Client {
+    let connector = Connector::new()
+        .connector(Dialer::new(backend.network.proxy.clone()))
+        .rustls_0_23(Arc::clone(tls))
+        // Permits bound what is in flight; awc's own limit would block silently.
+        .limit(0)
+        .timeout(backend.timeouts.connect)
+        .handshake_timeout(backend.timeouts.connect)
+        .conn_keep_alive(keep_alive)
+        .conn_lifetime(backend.network.max_age);
+    Client::builder().connector(connector).disable_timeout().disable_redirects().no_default_headers().finish()
+}
+
+/// TLS settings: the system's roots and extra certificates, HTTP/2 where offered.
+///
+/// # Errors
+/// Text of what is wrong with the extra certificates.
+pub fn tls_config(roots: &rustls::RootCertStore, extra_pem: Option<&[u8]>) -> Result<Arc<ClientConfig>, String> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let mut roots = roots.clone();
+    for certificate in extra_pem.map(CertificateDer::pem_slice_iter).into_iter().flatten() {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// The system's trusted certificates.
+pub fn system_roots() -> rustls::RootCertStore {
+    let mut roots = rustls::RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "a system certificate cannot be read");
+    }
+    let (added, ignored) = roots.add_parsable_certificates(found.certs);
+    tracing::debug!(added, ignored, "system certificates loaded");
+    roots
+}

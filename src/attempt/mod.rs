@@ -1,0 +1,47 @@
+//! One call at one backend, run as a provider's task: encode, send, judge, retry, meter the body.
+
+mod call;
+mod dial;
+mod flight;
+mod http_client;
+mod live;
+mod transport;
+mod tries;
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::sync::Arc;
+
+pub use call::{
+    Answer, AnswerBody, AnswerHeaders, BodyHold, Call, Ledger, Passthrough, PayloadStream, Reply, ReplySender, StreamedBody,
+};
+pub use flight::{Cut, End, Flight, FlightGuard, FlightPlan, FlightView, Flights, Settled, Tower};
+pub use http_client::{HttpClient, system_roots, tls_config};
+pub use live::{COMMENT, LiveBody};
+pub use transport::{Address, Incoming, IncomingBody, Outgoing, OutgoingBody, SendFailure, Transport};
+pub use tries::{Verdict, warm_up, work};
+
+use crate::balance::RetryBudget;
+use crate::dialect::Codec;
+use crate::settings::Backend;
+
+/// Everything an attempt needs of its provider generation.
+pub struct Station {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    /// Its dialect; `None` while that is not built.
+    pub codec: Option<Codec>,
+    /// How it is reached.
+    pub transport: Transport,
+    /// What retries may be spent; shared by the generations of this worker.
+    pub budget: std::rc::Rc<RefCell<RetryBudget>>,
+}
+
+/// The message of a caught panic.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned())
+}

@@ -1,0 +1,87 @@
+//! The retry budget of one backend on one worker: a share of recent requests, with a floor.
+
+use std::time::Instant;
+
+/// Tokens earned by each request.
+const SHARE: f64 = 0.2;
+/// Tokens that are there without any traffic.
+const FLOOR: f64 = 10.0;
+/// Tokens by which the floor refills each second.
+const REFILL: f64 = 1.0;
+/// Most tokens that traffic can save up.
+const EARNED_CAP: f64 = 100.0;
+/// Seconds after which half of the earned tokens are forgotten: "recent".
+const HALF_LIFE: f64 = 10.0;
+
+/// A bucket of retries.
+#[derive(Debug)]
+pub struct RetryBudget {
+    floor: f64,
+    earned: f64,
+    at: Instant,
+}
+
+impl RetryBudget {
+    /// Starts with the floor.
+    pub fn new(now: Instant) -> Self {
+        Self { floor: FLOOR, earned: 0.0, at: now }
+    }
+
+    /// Counts a request.
+    pub fn earn(&mut self) {
+        self.earned = (self.earned + SHARE).min(EARNED_CAP);
+    }
+
+    /// Takes a token for a retry, if there is one.
+    pub fn spend(&mut self, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.at = now;
+        self.floor = (self.floor + elapsed * REFILL).min(FLOOR);
+        self.earned *= 0.5f64.powf(elapsed / HALF_LIFE);
+        let bucket = if self.earned >= 1.0 { &mut self.earned } else { &mut self.floor };
+        if *bucket < 1.0 {
+            return false;
+        }
+        *bucket -= 1.0;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn retries_stay_within_the_share_and_the_floor(steps in prop::collection::vec((0u64..200, any::<bool>()), 1..400)) {
+            let start = Instant::now();
+            let mut budget = RetryBudget::new(start);
+            let (mut now, mut requests, mut retries) = (start, 0u32, 0u32);
+            for (millis, is_request) in steps {
+                now += Duration::from_millis(millis);
+                if is_request {
+                    budget.earn();
+                    requests += 1;
+                } else if budget.spend(now) {
+                    retries += 1;
+                }
+            }
+            let seconds = now.duration_since(start).as_secs_f64();
+            prop_assert!(f64::from(retries) <= f64::from(requests) * SHARE + FLOOR + seconds * REFILL + 1e-6);
+        }
+    }
+
+    #[test]
+    fn the_floor_refills_by_one_each_second() {
+        let start = Instant::now();
+        let mut budget = RetryBudget::new(start);
+        assert!((0..10).all(|_| budget.spend(start)));
+        assert!(!budget.spend(start));
+        assert!(budget.spend(start + Duration::from_millis(1_001)));
+        assert!(!budget.spend(start + Duration::from_millis(1_500)));
+    }
+}

@@ -1,0 +1,171 @@
+//! How an attempt can fail: classified once by the dialect, decided by table ever after.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The closed list of failure classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureClass {
+    /// The request itself is at fault.
+    Caller,
+    /// The backend does not have the model.
+    ModelUnknown,
+    /// The backend's key is refused.
+    Credential,
+    /// The backend's account is out of money or quota.
+    Billing,
+    /// Too many requests.
+    RateLimited,
+    /// The provider says it is overloaded.
+    Overloaded,
+    /// The provider failed.
+    Server,
+    /// No connection, or it broke before any reply byte.
+    Socket,
+    /// A limit of the gateway passed.
+    Timeout(Phase),
+    /// The reply is not what the dialect promises.
+    Malformed,
+    /// A panic in the gateway's own code.
+    Crashed,
+}
+
+/// Which limit passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Making the connection.
+    Connect,
+    /// Waiting for the status line.
+    Head,
+    /// Waiting for a stream's first content.
+    FirstContent,
+    /// Silence within a reply.
+    Idle,
+    /// The whole attempt.
+    Total,
+}
+
+impl FailureClass {
+    /// Name for logs, metrics and error codes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Caller => "caller",
+            Self::ModelUnknown => "model_unknown",
+            Self::Credential => "credential",
+            Self::Billing => "billing",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
+            Self::Server => "server_error",
+            Self::Socket => "socket",
+            Self::Timeout(Phase::Connect) => "timeout_connect",
+            Self::Timeout(Phase::Head) => "timeout_head",
+            Self::Timeout(Phase::FirstContent) => "timeout_first_content",
+            Self::Timeout(Phase::Idle) => "timeout_idle",
+            Self::Timeout(Phase::Total) => "timeout_total",
+            Self::Malformed => "malformed",
+            Self::Crashed => "crashed",
+        }
+    }
+
+    /// Every class, for statistics by index.
+    pub const ALL: [Self; 15] = [
+        Self::Caller,
+        Self::ModelUnknown,
+        Self::Credential,
+        Self::Billing,
+        Self::RateLimited,
+        Self::Overloaded,
+        Self::Server,
+        Self::Socket,
+        Self::Timeout(Phase::Connect),
+        Self::Timeout(Phase::Head),
+        Self::Timeout(Phase::FirstContent),
+        Self::Timeout(Phase::Idle),
+        Self::Timeout(Phase::Total),
+        Self::Malformed,
+        Self::Crashed,
+    ];
+
+    /// What to do about it before first content.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Self::Caller => Verdict { retry_here: Retry::Never, next_member: false },
+            Self::ModelUnknown | Self::Credential | Self::Billing | Self::Malformed | Self::Crashed => {
+                Verdict { retry_here: Retry::Never, next_member: true }
+            }
+            Self::RateLimited => Verdict { retry_here: Retry::WhenTold, next_member: true },
+            Self::Overloaded | Self::Server | Self::Timeout(Phase::Connect) => {
+                Verdict { retry_here: Retry::BackOff, next_member: true }
+            }
+            Self::Socket => Verdict { retry_here: Retry::OnceAtOnce, next_member: true },
+            Self::Timeout(Phase::Head | Phase::FirstContent | Phase::Idle | Phase::Total) => {
+                Verdict { retry_here: Retry::Never, next_member: true }
+            }
+        }
+    }
+
+    /// How telling it is for the client when several attempts failed in different ways: higher wins.
+    pub fn weight(self) -> u8 {
+        match self {
+            Self::Caller => 10,
+            Self::RateLimited => 8,
+            Self::Overloaded => 7,
+            Self::Billing => 6,
+            Self::Timeout(_) => 5,
+            Self::Server => 4,
+            Self::Malformed | Self::Socket => 3,
+            Self::Credential => 2,
+            Self::ModelUnknown | Self::Crashed => 1,
+        }
+    }
+}
+
+/// What the failure table says about a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the same backend is tried again.
+    pub retry_here: Retry,
+    /// Whether another member may be tried.
+    pub next_member: bool,
+}
+
+/// Whether and how the same backend is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Not at all.
+    Never,
+    /// After an exponential back-off with full jitter.
+    BackOff,
+    /// After the delay the provider asked for, if that is short.
+    WhenTold,
+    /// Once, at once, on a fresh connection.
+    OnceAtOnce,
+}
+
+/// One failed attempt, in the words that a client may see.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// What it is.
+    pub class: FailureClass,
+    /// The provider's status, if it answered.
+    pub status: Option<u16>,
+    /// What happened; never holds a secret or a host name of ours.
+    pub message: String,
+    /// The provider's error type.
+    pub kind: Option<String>,
+    /// The field the provider blames.
+    pub param: Option<String>,
+    /// The provider's error code.
+    pub code: Option<String>,
+    /// How long the provider asks to wait.
+    pub retry_after: Option<Duration>,
+    /// Who failed; set by the attempt.
+    pub backend: Option<Arc<str>>,
+}
+
+impl Failure {
+    /// A failure with nothing but a class and a message.
+    pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
+        Self { class, status: None, message: message.into(), kind: None, param: None, code: None, retry_after: None, backend: None }
+    }
+}

@@ -1,0 +1,297 @@
+//! A validating JSON lexer that yields places instead of values, so that large bodies are read once and never copied.
+//!
+//! Strings dominate a chat body; they are crossed with `memchr` and checked for control characters in bulk, which
+//! makes the scan several times faster than skipping values through a deserializer.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use memchr::memchr2;
+
+/// Nesting beyond this is refused, as serde_json does.
+const MAX_DEPTH: u32 = 128;
+
+/// Why bytes are not JSON, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid JSON at byte {at}: {what}")]
+pub struct JsonError {
+    /// Offset of the first byte that does not fit.
+    pub at: usize,
+    /// What was expected there.
+    pub what: &'static str,
+}
+
+/// A cursor over one JSON text.
+pub struct Lexer<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    depth: u32,
+}
+
+impl<'a> Lexer<'a> {
+    /// Starts at the beginning.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0, depth: 0 }
+    }
+
+    /// Offset of the next byte.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// The error for the present position.
+    pub fn error(&self, what: &'static str) -> JsonError {
+        JsonError { at: self.at, what }
+    }
+
+    /// Crosses white space and shows the next byte without taking it.
+    pub fn peek(&mut self) -> Option<u8> {
+        while let Some(byte) = self.bytes.get(self.at) {
+            match byte {
+                b' ' | b'\n' | b'\r' | b'\t' => self.at += 1,
+                other => return Some(*other),
+            }
+        }
+        None
+    }
+
+    fn expect(&mut self, byte: u8, what: &'static str) -> Result<(), JsonError> {
+        if self.peek() != Some(byte) {
+            return Err(self.error(what));
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn descend(&mut self) -> Result<(), JsonError> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH { Err(self.error("the nesting is too deep")) } else { Ok(()) }
+    }
+
+    /// Crosses an object and hands each key (place of the quoted text) to `each`, which must cross the value.
+    ///
+    /// # Errors
+    /// Malformed JSON, or what `each` returns.
+    pub fn object<E: From<JsonError>>(&mut self, mut each: impl FnMut(&mut Self, Range<usize>) -> Result<(), E>) -> Result<(), E> {
+        self.expect(b'{', "an object is expected")?;
+        self.descend()?;
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+        } else {
+            loop {
+                self.peek();
+                let key = self.string()?;
+                self.expect(b':', "`:` is expected")?;
+                each(self, key)?;
+                match self.peek() {
+                    Some(b',') => self.at += 1,
+                    Some(b'}') => {
+                        self.at += 1;
+                        break;
+                    }
+                    _ => return Err(self.error("`,` or `}` is expected").into()),
+                }
+            }
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// Crosses an array; `each` must cross one element.
+    ///
+    /// # Errors
+    /// Malformed JSON, or what `each` returns.
+    pub fn array<E: From<JsonError>>(&mut self, mut each: impl FnMut(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        self.expect(b'[', "an array is expected")?;
+        self.descend()?;
+        if self.peek() == Some(b']') {
+            self.at += 1;
+        } else {
+            loop {
+                each(self)?;
+                match self.peek() {
+                    Some(b',') => self.at += 1,
+                    Some(b']') => {
+                        self.at += 1;
+                        break;
+                    }
+                    _ => return Err(self.error("`,` or `]` is expected").into()),
+                }
+            }
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// Crosses one value of any kind and returns its place.
+    ///
+    /// # Errors
+    /// Malformed JSON.
+    pub fn value(&mut self) -> Result<Range<usize>, JsonError> {
+        let first = self.peek();
+        let start = self.at;
+        match first {
+            Some(b'"') => drop(self.string()?),
+            Some(b'{') => self.object(|lexer, _| lexer.value().map(drop))?,
+            Some(b'[') => self.array(|lexer| lexer.value().map(drop))?,
+            Some(b't') => self.literal(b"true")?,
+            Some(b'f') => self.literal(b"false")?,
+            Some(b'n') => self.literal(b"null")?,
+            Some(b'-' | b'0'..=b'9') => self.number()?,
+            _ => return Err(self.error("a value is expected")),
+        }
+        Ok(start..self.at)
+    }
+
+    /// Makes sure that nothing follows.
+    ///
+    /// # Errors
+    /// Trailing bytes.
+    pub fn end(&mut self) -> Result<(), JsonError> {
+        if self.peek().is_some() { Err(self.error("nothing more is expected")) } else { Ok(()) }
+    }
+
+    fn literal(&mut self, word: &'static [u8]) -> Result<(), JsonError> {
+        if self.bytes[self.at..].starts_with(word) {
+            self.at += word.len();
+            return Ok(());
+        }
+        Err(self.error("a value is expected"))
+    }
+
+    fn digits(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        while self.bytes.get(self.at).is_some_and(u8::is_ascii_digit) {
+            self.at += 1;
+        }
+        if self.at == start { Err(self.error("a digit is expected")) } else { Ok(()) }
+    }
+
+    fn number(&mut self) -> Result<(), JsonError> {
+        if self.bytes[self.at] == b'-' {
+            self.at += 1;
+        }
+        if self.bytes.get(self.at) == Some(&b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.bytes.get(self.at) == Some(&b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if matches!(self.bytes.get(self.at), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.bytes.get(self.at), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    /// Crosses a string; returns its place with the quotes.
+    fn string(&mut self) -> Result<Range<usize>, JsonError> {
+        let start = self.at;
+        if self.bytes.get(self.at) != Some(&b'"') {
+            return Err(self.error("a string is expected"));
+        }
+        self.at += 1;
+        loop {
+            let rest = &self.bytes[self.at..];
+            let Some(length) = memchr2(b'"', b'\\', rest) else {
+                self.at = self.bytes.len();
+                return Err(self.error("the string does not end"));
+            };
+            if rest[..length].iter().fold(false, |bad, byte| bad | (*byte < 0x20)) {
+                return Err(self.error("a control character in a string must be escaped"));
+            }
+            self.at += length;
+            if self.bytes[self.at] == b'"' {
+                self.at += 1;
+                return Ok(start..self.at);
+            }
+            self.escape()?;
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), JsonError> {
+        let length = match self.bytes.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
+            Some(b'u') => {
+                let digits = self.bytes.get(self.at + 2..self.at + 6);
+                if !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
+                    return Err(self.error("four hexadecimal digits are expected"));
+                }
+                6
+            }
+            _ => return Err(self.error("this is not an escape")),
+        };
+        self.at += length;
+        Ok(())
+    }
+}
+
+/// The text of a quoted string; borrowed unless it holds escapes. `None` for what is no string or no Unicode.
+pub fn unquote(quoted: &[u8]) -> Option<Cow<'_, str>> {
+    let inside = quoted.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    if memchr::memchr(b'\\', inside).is_none() {
+        return std::str::from_utf8(inside).ok().map(Cow::Borrowed);
+    }
+    serde_json::from_slice::<String>(quoted).ok().map(Cow::Owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn accepts(text: &[u8]) -> bool {
+        let mut lexer = Lexer::new(text);
+        lexer.value().and_then(|_| lexer.end()).is_ok()
+    }
+
+    #[test]
+    fn malformed_texts_are_refused_where_they_break() {
+        for text in ["", "{", "{\"a\"}", "[1,]", "[1 2]", "01", "1.", "\"\n\"", "\"\\x\"", "\"\\u12g4\"", "nul", "{} {}", "{,}", "-"] {
+            assert!(!accepts(text.as_bytes()), "{text}");
+        }
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        assert!(!accepts(deep.as_bytes()));
+    }
+
+    fn arbitrary_json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            ".*".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(4, 64, 8, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+                prop::collection::vec((".*", inner), 0..6).prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_serde_json_writes_is_accepted(value in arbitrary_json()) {
+            prop_assert!(accepts(&serde_json::to_vec(&value).unwrap()));
+            prop_assert!(accepts(&serde_json::to_vec_pretty(&value).unwrap()));
+        }
+
+        #[test]
+        fn it_agrees_with_serde_json_on_mutated_texts(value in arbitrary_json(), at in any::<prop::sample::Index>(), byte in 0x20u8..0x7f) {
+            let mut text = serde_json::to_vec(&value).unwrap();
+            let at = at.index(text.len());
+            text[at] = byte;
+            // A lone surrogate is left to the provider: both sides of the wire treat it as text.
+            let reference = serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok();
+            prop_assert_eq!(accepts(&text), reference, "{}", String::from_utf8_lossy(&text));
+        }
+    }
+}

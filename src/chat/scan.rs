@@ -1,0 +1,303 @@
+//! The one borrowing scan of a request body: where its top-level fields are, and which features it uses.
+//!
+//! The places travel with the request, so that a later splice is a copy and not a second parse.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::json::{JsonError, Lexer, unquote};
+
+/// Features of a request that not every backend can carry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Features(u16);
+
+impl Features {
+    /// Image parts.
+    pub const VISION: Self = Self(1);
+    /// Audio parts or audio output.
+    pub const AUDIO: Self = Self(1 << 1);
+    /// File parts.
+    pub const FILE: Self = Self(1 << 2);
+    /// Function or custom tools.
+    pub const TOOLS: Self = Self(1 << 3);
+    /// `response_format` other than text.
+    pub const FORMAT: Self = Self(1 << 4);
+    /// Log probabilities.
+    pub const LOGPROBS: Self = Self(1 << 5);
+    /// More than one choice.
+    pub const CHOICES: Self = Self(1 << 6);
+    /// Replayed reasoning in a message, which only some hosts accept.
+    pub const REPLAYED_REASONING: Self = Self(1 << 7);
+
+    /// Whether every feature of `other` is among these.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// A top-level field: places of its quoted key and of its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Field {
+    /// Key with its quotes.
+    pub key: Range<usize>,
+    /// Value.
+    pub value: Range<usize>,
+}
+
+/// What a scan finds.
+#[derive(Debug, Clone, Default)]
+pub struct Scan {
+    /// Every top-level field, in order.
+    pub fields: SmallVec<[Field; 12]>,
+    /// The requested model.
+    pub model: Option<Box<str>>,
+    /// Whether a stream is asked for.
+    pub stream: bool,
+    /// Whether the usage event of a stream is asked for.
+    pub include_usage: bool,
+    /// Choices asked for.
+    pub n: Option<u64>,
+    /// What the request uses.
+    pub features: Features,
+}
+
+impl Scan {
+    /// The field with this name.
+    pub fn field<'s>(&'s self, body: &Bytes, name: &str) -> Option<&'s Field> {
+        self.fields.iter().find(|field| matches!(unquote(&body[field.key.clone()]), Some(key) if key == name))
+    }
+}
+
+/// Why a body is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScanError {
+    /// Not JSON.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// Not UTF-8.
+    #[error("the body is not UTF-8")]
+    Encoding,
+    /// A field that the gateway reads has the wrong type or stands twice.
+    #[error("`{field}` {reason}")]
+    Field {
+        /// Which one.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// What kind of body is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// `model` and `messages` are required.
+    Chat,
+    /// `model` is required.
+    Model,
+    /// Nothing is required.
+    Free,
+}
+
+/// Fields that may stand only once: a duplicate could be read one way here and another way by the provider.
+const WATCHED: &[&str] = &["model", "messages", "stream", "stream_options", "n", "tools", "response_format", "logprobs",
+    "modalities", "audio", "input", "encoding_format", "max_tokens", "max_completion_tokens", "functions", "tool_choice"];
+
+/// Scans a body.
+///
+/// # Errors
+/// [`ScanError`] for anything that is not a JSON object of the expected shape.
+pub fn scan(body: &[u8], shape: Shape) -> Result<Scan, ScanError> {
+    if std::str::from_utf8(body).is_err() {
+        return Err(ScanError::Encoding);
+    }
+    let mut found = Scan::default();
+    let mut seen = 0u32;
+    let mut lexer = Lexer::new(body);
+    lexer.object::<ScanError>(|lexer, key| {
+        let name = unquote(&body[key.clone()]).unwrap_or_default();
+        let watched = WATCHED.iter().position(|field| *field == name);
+        if let Some(bit) = watched {
+            if seen & (1 << bit) != 0 {
+                return Err(ScanError::Field { field: WATCHED[bit], reason: "stands twice in the body" });
+            }
+            seen |= 1 << bit;
+        }
+        let value = match &*name {
+            "messages" => messages(lexer, body, &mut found.features)?,
+            _ => lexer.value()?,
+        };
+        if let Some(bit) = watched {
+            found.read(WATCHED[bit], &body[value.clone()])?;
+        }
+        found.fields.push(Field { key, value });
+        Ok(())
+    })?;
+    lexer.end()?;
+    let lacks = |field: &str| !WATCHED.iter().position(|name| *name == field).is_some_and(|bit| seen & (1 << bit) != 0);
+    if shape != Shape::Free && found.model.is_none() {
+        return Err(ScanError::Field { field: "model", reason: "is required" });
+    }
+    if shape == Shape::Chat && lacks("messages") {
+        return Err(ScanError::Field { field: "messages", reason: "is required" });
+    }
+    Ok(found)
+}
+
+impl Scan {
+    fn read(&mut self, field: &'static str, value: &[u8]) -> Result<(), ScanError> {
+        let wrong = |reason| Err(ScanError::Field { field, reason });
+        match field {
+            "model" => match unquote(value) {
+                Some(model) if model.is_empty() => return wrong("must not be empty"),
+                Some(model) if model.len() > 256 => return wrong("is longer than 256 bytes"),
+                Some(model) if model.chars().any(char::is_control) => return wrong("must not hold control characters"),
+                Some(model) => self.model = Some(model.into()),
+                None => return wrong("must be a string"),
+            },
+            "stream" => match value {
+                b"true" => self.stream = true,
+                b"false" | b"null" => {}
+                _ => return wrong("must be true or false"),
+            },
+            "n" => match (value, std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok())) {
+                (b"null", _) => {}
+                (_, Some(n)) if n >= 1 => {
+                    self.n = Some(n);
+                    if n > 1 {
+                        self.features.add(Features::CHOICES);
+                    }
+                }
+                _ => return wrong("must be a whole number from 1"),
+            },
+            "stream_options" => self.include_usage = stream_options(value)?,
+            "tools" | "functions" if !matches!(value, b"null" | b"[]") => self.features.add(Features::TOOLS),
+            "response_format" if memchr::memmem::find(value, b"\"json_").is_some() => self.features.add(Features::FORMAT),
+            "logprobs" if !matches!(value, b"null" | b"false") => self.features.add(Features::LOGPROBS),
+            "audio" if value != b"null" => self.features.add(Features::AUDIO),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn stream_options(value: &[u8]) -> Result<bool, ScanError> {
+    if value == b"null" {
+        return Ok(false);
+    }
+    let mut include = false;
+    let wrong = ScanError::Field { field: "stream_options", reason: "must be an object with include_usage true or false" };
+    if value.first() != Some(&b'{') {
+        return Err(wrong);
+    }
+    Lexer::new(value).object::<ScanError>(|lexer, key| {
+        let inner = lexer.value()?;
+        if matches!(unquote(&value[key]), Some(name) if name == "include_usage") {
+            match &value[inner] {
+                b"true" => include = true,
+                b"false" | b"null" => include = false,
+                _ => return Err(wrong.clone()),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(include)
+}
+
+/// Crosses `messages` and notes the kinds of content parts.
+fn messages(lexer: &mut Lexer<'_>, body: &[u8], features: &mut Features) -> Result<Range<usize>, ScanError> {
+    const WRONG: ScanError = ScanError::Field { field: "messages", reason: "must be a list of objects" };
+    if lexer.peek() != Some(b'[') {
+        return Err(WRONG);
+    }
+    let start = lexer.position();
+    lexer.array::<ScanError>(|lexer| {
+        if lexer.peek() != Some(b'{') {
+            return Err(WRONG);
+        }
+        lexer.object::<ScanError>(|lexer, key| {
+            if matches!(&body[key.clone()], b"\"reasoning\"" | b"\"reasoning_content\"") {
+                features.add(Features::REPLAYED_REASONING);
+            }
+            if &body[key] != b"\"content\"" || lexer.peek() != Some(b'[') {
+                lexer.value()?;
+                return Ok(());
+            }
+            lexer.array::<ScanError>(|lexer| part(lexer, body, features))
+        })
+    })?;
+    Ok(start..lexer.position())
+}
+
+fn part(lexer: &mut Lexer<'_>, body: &[u8], features: &mut Features) -> Result<(), ScanError> {
+    if lexer.peek() != Some(b'{') {
+        lexer.value()?;
+        return Ok(());
+    }
+    lexer.object::<ScanError>(|lexer, key| {
+        let value = lexer.value()?;
+        if &body[key] == b"\"type\"" {
+            match &body[value] {
+                b"\"image_url\"" => features.add(Features::VISION),
+                b"\"input_audio\"" => features.add(Features::AUDIO),
+                b"\"file\"" => features.add(Features::FILE),
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_yields_its_model_places_and_features() {
+        let body = Bytes::from_static(
+            br#"{"mod\u0065l":"gpt-4o","stream":true,"stream_options":{"include_usage":true},"n":2,"tools":[{}],
+            "messages":[{"role":"user","content":[{"type":"text","text":"\"type\":\"file\""},{"type":"image_url","image_url":{}}]}]}"#,
+        );
+        let found = scan(&body, Shape::Chat).unwrap();
+        assert_eq!(found.model.as_deref(), Some("gpt-4o"));
+        assert!(found.stream && found.include_usage);
+        assert_eq!(found.n, Some(2));
+        assert!(found.features.contains(Features::VISION) && found.features.contains(Features::TOOLS));
+        assert!(!found.features.contains(Features::FILE));
+        let place = found.field(&body, "model").unwrap();
+        assert_eq!(&body[place.value.clone()], b"\"gpt-4o\"");
+    }
+
+    #[test]
+    fn wrong_types_and_duplicates_name_their_field() {
+        let cases = [
+            (r#"{"messages":[]}"#, "model"),
+            (r#"{"model":1,"messages":[]}"#, "model"),
+            (r#"{"model":"","messages":[]}"#, "model"),
+            (r#"{"model":"a\nb","messages":[]}"#, "model"),
+            (r#"{"model":"a","model":"b","messages":[]}"#, "model"),
+            (r#"{"model":"a","mod\u0065l":"b","messages":[]}"#, "model"),
+            (r#"{"model":"a"}"#, "messages"),
+            (r#"{"model":"a","messages":{}}"#, "messages"),
+            (r#"{"model":"a","messages":["x"]}"#, "messages"),
+            (r#"{"model":"a","messages":[],"stream":"yes"}"#, "stream"),
+            (r#"{"model":"a","messages":[],"n":0}"#, "n"),
+            (r#"{"model":"a","messages":[],"n":1.5}"#, "n"),
+            (r#"{"model":"a","messages":[],"stream_options":[]}"#, "stream_options"),
+            (r#"{"model":"a","messages":[],"stream_options":{"include_usage":1}}"#, "stream_options"),
+        ];
+        for (body, expected) in cases {
+            match scan(body.as_bytes(), Shape::Chat) {
+                Err(ScanError::Field { field, .. }) => assert_eq!(field, expected, "{body}"),
+                other => panic!("{body}: {other:?}"),
+            }
+        }
+        assert!(matches!(scan(b"[]", Shape::Free), Err(ScanError::Json(_))));
+        assert!(matches!(scan(b"{\"a\":\"\xff\"}", Shape::Free), Err(ScanError::Encoding)));
+    }
+}

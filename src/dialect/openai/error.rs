@@ -1,0 +1,174 @@
+//! Error bodies in every shape that hosts of this dialect send, classified once.
+
+use serde_json::Value;
+
+use crate::chat::{Failure, FailureClass};
+use crate::dialect::ErrorReply;
+
+/// Codes and types that mean money, whatever the status.
+/// Source: OpenAI error code guide, read 2026-11-22.
+const BILLING: &[&str] = &[
+    "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
+    "organization_usage_limit_exceeded", "billing_hard_limit_reached",
+];
+
+/// Codes and types that mean the model is not there; `1500` is Mistral's.
+const MODEL_UNKNOWN: &[&str] = &["model_not_found", "DeploymentNotFound", "invalid_model", "1500", "model_decommissioned"];
+
+/// Longest provider message that is passed on, in bytes.
+const MESSAGE_LIMIT: usize = 2_000;
+
+/// The failure that an error reply means.
+pub fn failure(reply: &ErrorReply<'_>) -> Failure {
+    let mut failure = match serde_json::from_slice::<Value>(reply.body) {
+        Ok(body) => read(&body),
+        Err(_) => Failure::new(FailureClass::Server, plain_text(reply.body)),
+    };
+    failure.class = classify(reply.status, &failure);
+    failure.status = Some(reply.status);
+    failure.retry_after = reply.retry_after;
+    if failure.message.is_empty() {
+        failure.message = format!("the provider answered with status {}", reply.status);
+    }
+    failure
+}
+
+/// The failure that an error object inside a successful reply or stream means; `None` when there is none.
+pub fn failure_in_reply(body: &Value) -> Option<Failure> {
+    let error = body.get("error").or_else(|| body.pointer("/x_groq/error")).filter(|error| is_truthy(error));
+    let flat = body.get("object").and_then(Value::as_str) == Some("error");
+    let mut failure = match error {
+        Some(Value::String(text)) => Failure::new(FailureClass::Server, shorten(text)),
+        Some(_) => read(body),
+        None if flat => read(body),
+        None => return None,
+    };
+    let status = failure.code.as_deref().and_then(|code| code.parse::<u16>().ok()).filter(|code| (400..600).contains(code));
+    failure.class = classify(status.unwrap_or(500), &failure);
+    Some(failure)
+}
+
+fn is_truthy(value: &Value) -> bool {
+    !matches!(value, Value::Null | Value::Bool(false)) && value.as_str() != Some("")
+}
+
+fn classify(status: u16, failure: &Failure) -> FailureClass {
+    let says = |words: &[&str]| {
+        [&failure.code, &failure.kind].into_iter().flatten().any(|word| words.contains(&word.as_str()))
+    };
+    match status {
+        _ if says(BILLING) => FailureClass::Billing,
+        400 | 404 if says(MODEL_UNKNOWN) => FailureClass::ModelUnknown,
+        401 | 403 => FailureClass::Credential,
+        402 => FailureClass::Billing,
+        404 => FailureClass::ModelUnknown,
+        408 => FailureClass::Server,
+        // Mistral's words for want of capacity, which it means as 503.
+        429 if failure.code.as_deref() == Some("3505") => FailureClass::Overloaded,
+        429 => FailureClass::RateLimited,
+        // 498 is Groq's capacity_exceeded, 529 the overload status of Anthropic and Together.
+        498 | 503 | 529 => FailureClass::Overloaded,
+        400..=499 => FailureClass::Caller,
+        500..=599 => FailureClass::Server,
+        _ => FailureClass::Malformed,
+    }
+}
+
+/// Reads `{"error":{...}}`, `{"error":"text"}`, flat objects, `{"detail":...}` and `{"statusCode":..,"message":..}`.
+fn read(body: &Value) -> Failure {
+    let inner = body.get("error").unwrap_or(body);
+    let text = |name: &str| match inner.get(name) {
+        Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    };
+    let message = match inner {
+        Value::String(text) => text.clone(),
+        _ => inner.get("message").or_else(|| inner.get("detail")).or_else(|| body.get("detail")).map(flatten).unwrap_or_default(),
+    };
+    let mut failure = Failure::new(FailureClass::Server, shorten(&message));
+    failure.kind = text("type");
+    failure.param = text("param");
+    failure.code = text("code");
+    failure
+}
+
+/// Text of a message that may be an object or a list of validation details.
+fn flatten(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(flatten).collect::<Vec<_>>().join("; "),
+        Value::Object(entry) => {
+            if let Some(detail) = entry.get("detail").or_else(|| entry.get("message")) {
+                return flatten(detail);
+            }
+            let place = entry.get("loc").and_then(Value::as_array).map(|parts| {
+                parts.iter().map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned)).collect::<Vec<_>>().join(".")
+            });
+            match (place, entry.get("msg").and_then(Value::as_str)) {
+                (Some(place), Some(reason)) => format!("{place}: {reason}"),
+                (None, Some(reason)) => reason.to_owned(),
+                _ => value.to_string(),
+            }
+        }
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+/// A body that is not JSON: the text itself unless it is a page.
+fn plain_text(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(MESSAGE_LIMIT)]);
+    let text = text.trim();
+    if text.starts_with('<') || text.chars().any(char::is_control) { String::new() } else { shorten(text) }
+}
+
+fn shorten(text: &str) -> String {
+    if text.len() <= MESSAGE_LIMIT {
+        return text.to_owned();
+    }
+    let mut end = MESSAGE_LIMIT;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}...", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_shape_is_classified() {
+        let cases: &[(u16, &str, FailureClass, &str)] = &[
+            (400, r#"{"error":{"message":"bad","type":"invalid_request_error","param":"messages","code":null}}"#, FailureClass::Caller, "bad"),
+            (404, r#"{"error":{"message":"no","code":"model_not_found"}}"#, FailureClass::ModelUnknown, "no"),
+            (400, r#"{"object":"error","message":"Invalid model: x","type":"invalid_model","code":"1500"}"#, FailureClass::ModelUnknown, "Invalid model: x"),
+            (401, r#"{"detail":"Unauthorized"}"#, FailureClass::Credential, "Unauthorized"),
+            (401, r#"{"statusCode":401,"message":"denied"}"#, FailureClass::Credential, "denied"),
+            (401, r#"{"error":"Unauthorized"}"#, FailureClass::Credential, "Unauthorized"),
+            (429, r#"{"error":{"message":"pay","type":"insufficient_quota","code":"credit_balance_exhausted"}}"#, FailureClass::Billing, "pay"),
+            (429, r#"{"message":"Requests rate limit exceeded"}"#, FailureClass::RateLimited, "Requests rate limit exceeded"),
+            (429, r#"{"object":"error","message":"Service tier capacity exceeded for this model.","code":"3505"}"#, FailureClass::Overloaded, "Service tier capacity exceeded for this model."),
+            (422, r#"{"object":"error","message":{"detail":[{"type":"extra_forbidden","loc":["body","user"],"msg":"Extra inputs are not permitted"}]},"code":null}"#, FailureClass::Caller, "body.user: Extra inputs are not permitted"),
+            (400, r#"{"error":{"message":"m","type":"BadRequestError","param":null,"code":400}}"#, FailureClass::Caller, "m"),
+            (498, r#"{"error":{"message":"busy"}}"#, FailureClass::Overloaded, "busy"),
+            (502, "<html>bad gateway</html>", FailureClass::Server, "the provider answered with status 502"),
+            (529, "overloaded", FailureClass::Overloaded, "overloaded"),
+            (302, "", FailureClass::Malformed, "the provider answered with status 302"),
+        ];
+        for (status, body, class, message) in cases {
+            let found = failure(&ErrorReply { status: *status, retry_after: None, body: body.as_bytes() });
+            assert_eq!(found.class, *class, "{body}");
+            assert_eq!(found.message, *message, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_error_inside_a_reply_is_found_and_null_is_none() {
+        for text in [r#"{"error":{"message":"x"}}"#, r#"{"error":"x"}"#, r#"{"object":"error","message":"x"}"#, r#"{"choices":[],"x_groq":{"error":"x"}}"#] {
+            assert_eq!(failure_in_reply(&serde_json::from_str(text).unwrap()).unwrap().message, "x", "{text}");
+        }
+        assert!(failure_in_reply(&serde_json::json!({ "error": null, "choices": [] })).is_none());
+    }
+}

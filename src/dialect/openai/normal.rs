@@ -1,0 +1,338 @@
+//! Repairs replies of hosts that are nearly compatible: foreign finish reasons, reasoning under other names, repeated
+//! roles and ids, missing identities, usage in odd places. One place for whole replies and chunks.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::chat::Endpoint;
+use crate::dialect::Ask;
+
+/// What a stream of one choice has sent so far.
+#[derive(Debug, Default)]
+struct Choice {
+    role_sent: bool,
+    finished: bool,
+    /// Tool-call index to the id it was announced with.
+    calls: BTreeMap<u64, String>,
+}
+
+/// Repairs the replies to one request.
+#[derive(Debug)]
+pub struct Normaliser {
+    endpoint: Endpoint,
+    id: String,
+    fallback_id: String,
+    created: u64,
+    model: String,
+    choices: BTreeMap<u64, Choice>,
+    /// Usage as reported, wherever it stood.
+    pub usage: Option<Value>,
+}
+
+impl Normaliser {
+    /// Starts for one request.
+    pub fn new(ask: &Ask<'_>) -> Self {
+        Self {
+            endpoint: ask.endpoint,
+            id: String::new(),
+            fallback_id: format!("chatcmpl-{}", ask.id),
+            created: 0,
+            model: ask.model.to_owned(),
+            choices: BTreeMap::new(),
+            usage: None,
+        }
+        .at(ask.now)
+    }
+
+    fn at(mut self, now: u64) -> Self {
+        self.created = now;
+        self
+    }
+
+    /// Repairs a whole reply.
+    pub fn whole(&mut self, mut reply: Value) -> Value {
+        let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion" };
+        self.identify(&mut reply, object);
+        let choices = reply.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten();
+        for (position, choice) in choices.enumerate() {
+            let Some(choice) = choice.as_object_mut() else { continue };
+            choice.entry("index").or_insert(json!(position));
+            let mut message = match choice.shift_remove("message") {
+                Some(Value::Object(message)) => message,
+                _ => Map::new(),
+            };
+            if self.endpoint == Endpoint::Completions {
+                // Fill-in-the-middle answers in the chat shape.
+                if let Some(content) = message.shift_remove("content") {
+                    choice.insert("text".into(), content);
+                }
+                finish(choice, false);
+                continue;
+            }
+            message.entry("role").or_insert(json!("assistant"));
+            split_content(&mut message);
+            name_reasoning(&mut message);
+            let has_calls = whole_calls(&mut message, &self.fallback_id);
+            if !message.contains_key("content") || (message["content"].is_null() && !has_calls && !message.contains_key("refusal")) {
+                let empty = if has_calls { Value::Null } else { json!("") };
+                message.insert("content".into(), empty);
+            }
+            choice.insert("message".into(), Value::Object(message));
+            if choice.get("finish_reason").is_none_or(Value::is_null) {
+                choice.insert("finish_reason".into(), json!("stop"));
+            }
+            finish(choice, has_calls);
+        }
+        if let Some(usage) = self.usage.take() {
+            reply["usage"] = usage;
+        }
+        reply
+    }
+
+    /// Repairs a chunk; `None` when nothing is left of it that a client needs.
+    pub fn chunk(&mut self, mut chunk: Value) -> Option<Value> {
+        let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" };
+        self.identify(&mut chunk, object);
+        let mut choices = match chunk.get_mut("choices").map(Value::take) {
+            Some(Value::Array(choices)) => choices,
+            _ => return None,
+        };
+        let mut position = 0;
+        choices.retain_mut(|choice| {
+            position += 1;
+            choice.as_object_mut().is_some_and(|choice| self.delta(choice, position - 1))
+        });
+        if choices.is_empty() {
+            return None;
+        }
+        chunk["choices"] = Value::Array(choices);
+        Some(chunk)
+    }
+
+    /// A chunk that carries the usage alone.
+    pub fn usage_chunk(&self, usage: &Value) -> Value {
+        let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" };
+        json!({ "id": self.identity(), "object": object, "created": self.created, "model": self.model, "choices": [], "usage": usage })
+    }
+
+    /// Chunks that finish the choices which a host left open at `[DONE]`.
+    pub fn missing_finishes(&mut self) -> Vec<Value> {
+        let (id, created, model) = (self.identity(), self.created, self.model.clone());
+        let open = self.choices.iter_mut().filter(|(_, choice)| !choice.finished);
+        open.map(|(index, choice)| {
+            choice.finished = true;
+            let reason = if choice.calls.is_empty() { "stop" } else { "tool_calls" };
+            let mut ending = json!({ "index": index, "finish_reason": reason });
+            match self.endpoint {
+                Endpoint::Completions => ending["text"] = json!(""),
+                Endpoint::Chat | Endpoint::Embeddings | Endpoint::Passthrough => ending["delta"] = json!({}),
+            }
+            let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" };
+            json!({ "id": id, "object": object, "created": created, "model": model, "choices": [ending] })
+        })
+        .collect()
+    }
+
+    /// Whether every choice seen so far has finished, and there was one.
+    pub fn is_finished(&self) -> bool {
+        !self.choices.is_empty() && self.choices.values().all(|choice| choice.finished)
+    }
+
+    fn identity(&self) -> String {
+        // Ids as short as Ollama's repeat within an hour.
+        if self.id.len() < 16 { self.fallback_id.clone() } else { self.id.clone() }
+    }
+
+    /// Fills identity in, the same over a whole stream, and takes usage out.
+    fn identify(&mut self, reply: &mut Value, object: &str) {
+        let Some(fields) = reply.as_object_mut() else { return };
+        if self.id.is_empty()
+            && let Some(id) = fields.get("id").and_then(Value::as_str).filter(|id| !id.is_empty())
+        {
+            self.id = id.to_owned();
+        }
+        if let Some(created) = fields.get("created").and_then(Value::as_u64).filter(|created| *created > 0) {
+            self.created = created;
+        }
+        if let Some(model) = fields.get("model").and_then(Value::as_str).filter(|model| !model.is_empty()) {
+            self.model = model.to_owned();
+        }
+        let usage = fields.shift_remove("usage").filter(Value::is_object);
+        let usage = usage.or_else(|| fields.get("x_groq").and_then(|extra| extra.get("usage")).filter(|usage| usage.is_object()).cloned());
+        if let Some(usage) = usage {
+            self.usage = Some(whole_usage(usage));
+        }
+        fields.insert("id".into(), json!(self.identity()));
+        fields.insert("object".into(), json!(object));
+        fields.insert("created".into(), json!(self.created));
+        fields.insert("model".into(), json!(self.model));
+    }
+
+    /// Repairs one choice of a chunk; false when it carries nothing.
+    fn delta(&mut self, choice: &mut Map<String, Value>, position: usize) -> bool {
+        let index = choice.get("index").and_then(Value::as_u64).unwrap_or(position as u64);
+        choice.insert("index".into(), json!(index));
+        let state = self.choices.entry(index).or_default();
+        let has_reason = choice.get("finish_reason").is_some_and(|reason| !reason.is_null());
+        let mut delta = match choice.shift_remove("delta") {
+            Some(Value::Object(delta)) => delta,
+            // Azure's annotation frames have no delta.
+            _ if !has_reason && !choice.contains_key("text") => return false,
+            _ => Map::new(),
+        };
+        if self.endpoint == Endpoint::Completions {
+            if let Some(content) = delta.shift_remove("content") {
+                choice.insert("text".into(), content);
+            }
+            choice.entry("text").or_insert(json!(""));
+        } else {
+            if state.role_sent {
+                delta.shift_remove("role");
+            } else {
+                delta.insert("role".into(), json!("assistant"));
+                state.role_sent = true;
+            }
+            split_content(&mut delta);
+            name_reasoning(&mut delta);
+            announce_once(&mut delta, &mut state.calls, &self.fallback_id);
+            choice.insert("delta".into(), Value::Object(delta));
+        }
+        if has_reason {
+            state.finished = true;
+            finish(choice, !state.calls.is_empty());
+        } else {
+            choice.entry("finish_reason").or_insert(Value::Null);
+        }
+        true
+    }
+}
+
+/// Maps foreign finish reasons onto OpenAI's.
+fn finish(choice: &mut Map<String, Value>, has_calls: bool) {
+    let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) else { return };
+    let mapped = match reason {
+        "stop" if has_calls => "stop",
+        "stop" | "length" | "tool_calls" | "content_filter" | "function_call" => return,
+        "max_tokens" | "model_length" | "abort" => "length",
+        _ if has_calls => "tool_calls",
+        _ => "stop",
+    };
+    choice.insert("finish_reason".into(), json!(mapped));
+}
+
+/// Mistral's reasoning models write `content` as a list of thinking and text chunks.
+fn split_content(message: &mut Map<String, Value>) {
+    let Some(Value::Array(chunks)) = message.get("content") else { return };
+    let (mut text, mut thinking) = (String::new(), String::new());
+    for chunk in chunks {
+        match chunk.get("type").and_then(Value::as_str) {
+            Some("thinking") => {
+                for inner in chunk.get("thinking").and_then(Value::as_array).into_iter().flatten() {
+                    thinking.push_str(inner.get("text").and_then(Value::as_str).unwrap_or_default());
+                }
+            }
+            _ => text.push_str(chunk.get("text").and_then(Value::as_str).unwrap_or_default()),
+        }
+    }
+    let text = if text.is_empty() && !thinking.is_empty() { Value::Null } else { json!(text) };
+    message.insert("content".into(), text);
+    if !thinking.is_empty() {
+        message.insert("reasoning_content".into(), json!(thinking));
+    }
+}
+
+/// Clients read `reasoning_content` or `reasoning`: both are written.
+fn name_reasoning(message: &mut Map<String, Value>) {
+    let text = |name: &str| message.get(name).filter(|value| value.as_str().is_some_and(|text| !text.is_empty())).cloned();
+    if let Some(reasoning) = text("reasoning_content").or_else(|| text("reasoning")) {
+        message.insert("reasoning_content".into(), reasoning.clone());
+        message.insert("reasoning".into(), reasoning);
+    }
+}
+
+/// Repairs the calls of a whole message; whether there are any.
+fn whole_calls(message: &mut Map<String, Value>, seed: &str) -> bool {
+    let Some(Value::Array(calls)) = message.get_mut("tool_calls") else {
+        message.shift_remove("tool_calls");
+        return false;
+    };
+    for (position, call) in calls.iter_mut().enumerate() {
+        let Some(call) = call.as_object_mut() else { continue };
+        call.shift_remove("index");
+        call.entry("type").or_insert(json!("function"));
+        if call.get("id").and_then(Value::as_str).is_none_or(|id| id.is_empty() || id == "null") {
+            call.insert("id".into(), json!(call_id(seed, position as u64)));
+        }
+        text_arguments(call);
+    }
+    if calls.is_empty() {
+        message.shift_remove("tool_calls");
+        return false;
+    }
+    true
+}
+
+/// Repairs the calls of a delta: an index for each, and id, type and name only the first time.
+fn announce_once(delta: &mut Map<String, Value>, known: &mut BTreeMap<u64, String>, seed: &str) {
+    let Some(Value::Array(calls)) = delta.get_mut("tool_calls") else {
+        delta.shift_remove("tool_calls");
+        return;
+    };
+    for call in calls.iter_mut() {
+        let Some(call) = call.as_object_mut() else { continue };
+        let id = call.get("id").and_then(Value::as_str).filter(|id| !id.is_empty() && *id != "null").map(str::to_owned);
+        let index = call.get("index").and_then(Value::as_u64).unwrap_or_else(|| place(known, id.as_deref()));
+        call.insert("index".into(), json!(index));
+        text_arguments(call);
+        if known.contains_key(&index) {
+            call.shift_remove("id");
+            call.shift_remove("type");
+            if let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) {
+                function.shift_remove("name");
+            }
+        } else {
+            let id = id.unwrap_or_else(|| call_id(seed, index));
+            call.insert("id".into(), json!(id));
+            call.entry("type").or_insert(json!("function"));
+            known.insert(index, id);
+        }
+    }
+    if calls.is_empty() {
+        delta.shift_remove("tool_calls");
+    }
+}
+
+/// Where a call without index belongs: to the call of the same id, else behind the last; without id, to the last.
+fn place(known: &BTreeMap<u64, String>, id: Option<&str>) -> u64 {
+    let last = known.keys().next_back().copied();
+    match id {
+        Some(id) => known.iter().find(|(_, other)| *other == id).map(|(index, _)| *index).unwrap_or(last.map_or(0, |last| last + 1)),
+        None => last.unwrap_or(0),
+    }
+}
+
+fn call_id(seed: &str, index: u64) -> String {
+    format!("call_{}_{index}", seed.trim_start_matches("chatcmpl-"))
+}
+
+/// `arguments` is text for clients, also where a host sends an object.
+fn text_arguments(call: &mut Map<String, Value>) {
+    if let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments")) {
+        match arguments {
+            Value::Object(_) | Value::Array(_) => *arguments = json!(arguments.to_string()),
+            Value::Null => *arguments = json!(""),
+            Value::String(_) | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+}
+
+/// `total_tokens` is required by the clients' types.
+fn whole_usage(mut usage: Value) -> Value {
+    let count = |name: &str| usage.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
+    if usage.get("total_tokens").and_then(Value::as_u64).is_none() {
+        usage["total_tokens"] = json!(prompt + completion);
+    }
+    usage
+}

@@ -1,0 +1,203 @@
+//! The client's body in the form that the backend's type takes: fields kept as bytes, and only what its quirks demand
+//! replaced. Without an edit the very bytes go upstream.
+
+use std::borrow::Cow;
+
+use bytes::{Bytes, BytesMut};
+use serde_json::{Value, json};
+use smallvec::SmallVec;
+
+use super::messages;
+use super::quirks::{Messages, OutputLimit, Quirks, wants_completion_tokens};
+use crate::chat::{Endpoint, Failure, FailureClass, Features, unquote};
+use crate::dialect::{Ask, Encoded};
+
+/// What becomes of one field.
+enum Edit {
+    Keep,
+    Drop,
+    /// A new quoted key (if any) and a new value.
+    Replace(Option<&'static str>, Cow<'static, [u8]>),
+}
+
+/// The request in the provider's form.
+pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
+    let mut dropped: SmallVec<[Box<str>; 4]> = SmallVec::new();
+    let mut edits: SmallVec<[Edit; 12]> = SmallVec::with_capacity(ask.scan.fields.len());
+    let mut edited = false;
+    let mut present = 0u32;
+    let limit = limit_name(quirks, ask.model);
+    let both_limits = has(ask, "max_tokens") && has(ask, "max_completion_tokens");
+
+    for field in &ask.scan.fields {
+        let name = unquote(&ask.body[field.key.clone()]).unwrap_or_default();
+        let value = &ask.body[field.value.clone()];
+        for (bit, (added, _)) in quirks.add.iter().enumerate() {
+            present |= u32::from(*added == name) << bit;
+        }
+        let edit = match &*name {
+            "model" => model(ask),
+            "messages" => rewrite_messages(quirks, ask, value)?,
+            "max_tokens" if both_limits => Edit::Drop,
+            "max_tokens" | "max_completion_tokens" => match limit {
+                Some(wanted) if wanted != name => Edit::Replace(Some(wanted), Cow::Owned(value.to_vec())),
+                _ => Edit::Keep,
+            },
+            "stream_options" => stream_options(quirks, ask, value),
+            "stop" if quirks.completion_style && value.first() == Some(&b'"') => {
+                Edit::Replace(None, Cow::Owned([b"[".as_slice(), value, b"]"].concat()))
+            }
+            "logprobs" if quirks.completion_style && ask.endpoint == Endpoint::Chat && value == b"true" => {
+                Edit::Replace(None, Cow::Borrowed(b"1"))
+            }
+            "tools" if quirks.messages == Messages::Strict => strict_tools(value)?,
+            _ => by_table(quirks, &name, value),
+        };
+        if matches!(edit, Edit::Drop) && value != b"null" && !matches!(&*name, "stream_options" | "max_tokens") {
+            dropped.push(name.into());
+        }
+        edited |= !matches!(edit, Edit::Keep);
+        edits.push(edit);
+    }
+
+    let asks_usage = ask.scan.stream && quirks.stream_usage && ask.endpoint != Endpoint::Passthrough && !has(ask, "stream_options");
+    let additions = quirks.add.iter().enumerate().filter(|(bit, _)| ask.endpoint == Endpoint::Chat && present & (1 << bit) == 0);
+    if !edited && !asks_usage && additions.clone().next().is_none() {
+        return Ok(Encoded { body: ask.body.clone(), dropped });
+    }
+    let mut out = Object::with_capacity(ask.body.len() + 64);
+    for (field, edit) in ask.scan.fields.iter().zip(&edits) {
+        let key = &ask.body[field.key.clone()];
+        match edit {
+            Edit::Keep => out.field(key, &ask.body[field.value.clone()]),
+            Edit::Drop => {}
+            Edit::Replace(None, value) => out.field(key, value),
+            Edit::Replace(Some(name), value) => out.field(quote(name).as_bytes(), value),
+        }
+    }
+    for (_, (name, value)) in additions {
+        out.field(quote(name).as_bytes(), value.as_bytes());
+    }
+    if asks_usage {
+        out.field(b"\"stream_options\"", b"{\"include_usage\":true}");
+    }
+    Ok(Encoded { body: out.finish(), dropped })
+}
+
+fn has(ask: &Ask<'_>, name: &str) -> bool {
+    ask.scan.field(ask.body, name).is_some()
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{name}\"")
+}
+
+fn model(ask: &Ask<'_>) -> Edit {
+    if ask.scan.model.as_deref() == Some(ask.model) {
+        return Edit::Keep;
+    }
+    Edit::Replace(None, Cow::Owned(Value::from(ask.model).to_string().into_bytes()))
+}
+
+fn limit_name(quirks: &Quirks, model: &str) -> Option<&'static str> {
+    match quirks.output_limit {
+        OutputLimit::AsWritten => None,
+        OutputLimit::ByModel => wants_completion_tokens(model).then_some("max_completion_tokens"),
+        OutputLimit::Legacy => Some("max_tokens"),
+        OutputLimit::Modern => Some("max_completion_tokens"),
+    }
+}
+
+/// Usage is always asked for in a stream where the type takes it: every request is settled by its tokens.
+fn stream_options(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Edit {
+    if !quirks.stream_usage {
+        return Edit::Drop;
+    }
+    if !ask.scan.stream || ask.scan.include_usage {
+        return Edit::Keep;
+    }
+    let mut options = serde_json::from_slice::<Value>(value).unwrap_or(Value::Null);
+    match options.as_object_mut() {
+        Some(options) => drop(options.insert("include_usage".into(), json!(true))),
+        None => options = json!({ "include_usage": true }),
+    }
+    Edit::Replace(None, Cow::Owned(options.to_string().into_bytes()))
+}
+
+fn by_table(quirks: &Quirks, name: &str, value: &[u8]) -> Edit {
+    if quirks.drop.contains(&name) || (!quirks.only.is_empty() && (value == b"null" || !quirks.only.contains(&name))) {
+        return Edit::Drop;
+    }
+    if let Some((_, _, new)) = quirks.replace.iter().find(|(field, old, _)| *field == name && old.as_bytes() == value) {
+        return if new.is_empty() { Edit::Drop } else { Edit::Replace(None, Cow::Borrowed(new.as_bytes())) };
+    }
+    match quirks.rename.iter().find(|(old, _)| *old == name) {
+        Some((_, new)) => Edit::Replace(Some(new), Cow::Owned(value.to_vec())),
+        None => Edit::Keep,
+    }
+}
+
+fn rewrite_messages(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Result<Edit, Failure> {
+    let rewritten = match quirks.messages {
+        Messages::AsWritten => return Ok(Edit::Keep),
+        Messages::WithoutReasoning if !ask.scan.features.contains(Features::REPLAYED_REASONING) => return Ok(Edit::Keep),
+        Messages::WithoutReasoning => messages::without(value, messages::REASONING),
+        Messages::Plain => messages::without(value, messages::FOREIGN),
+        Messages::Strict => messages::strict(value),
+    };
+    match rewritten {
+        Ok(messages) => Ok(Edit::Replace(None, Cow::Owned(messages))),
+        Err(error) => Err(blame("messages", format!("messages cannot be read: {error}"))),
+    }
+}
+
+/// Mistral refuses an empty list, demands `parameters`, and knows functions only.
+fn strict_tools(value: &[u8]) -> Result<Edit, Failure> {
+    let mut tools: Value = serde_json::from_slice(value).map_err(|error| blame("tools", format!("tools cannot be read: {error}")))?;
+    let Some(list) = tools.as_array_mut().filter(|list| !list.is_empty()) else {
+        return Ok(Edit::Drop);
+    };
+    for tool in list {
+        match tool.get_mut("function").and_then(Value::as_object_mut) {
+            Some(function) => {
+                if function.get("parameters").is_none_or(Value::is_null) {
+                    function.insert("parameters".into(), json!({ "type": "object", "properties": {} }));
+                }
+            }
+            None => return Err(blame("tools", "this backend's provider takes function tools only".into())),
+        }
+    }
+    Ok(Edit::Replace(None, Cow::Owned(tools.to_string().into_bytes())))
+}
+
+fn blame(param: &str, message: String) -> Failure {
+    let mut failure = Failure::new(FailureClass::Caller, message);
+    failure.status = Some(400);
+    failure.param = Some(param.into());
+    failure
+}
+
+/// Writes one object from fields that are already JSON.
+struct Object(BytesMut);
+
+impl Object {
+    fn with_capacity(bytes: usize) -> Self {
+        let mut out = BytesMut::with_capacity(bytes);
+        out.extend_from_slice(b"{");
+        Self(out)
+    }
+
+    fn field(&mut self, key: &[u8], value: &[u8]) {
+        if self.0.len() > 1 {
+            self.0.extend_from_slice(b",");
+        }
+        self.0.extend_from_slice(key);
+        self.0.extend_from_slice(b":");
+        self.0.extend_from_slice(value);
+    }
+
+    fn finish(mut self) -> Bytes {
+        self.0.extend_from_slice(b"}");
+        self.0.freeze()
+    }
+}

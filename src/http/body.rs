@@ -1,0 +1,70 @@
+//! Reads a request's body within its limits, without a copy where it comes in one piece.
+
+use std::time::Duration;
+
+use actix_web::HttpRequest;
+use actix_web::http::header;
+use actix_web::web;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+
+use crate::actors::slots::Shared;
+use crate::attempt::BodyHold;
+use crate::error::GatewayError;
+use crate::settings::format_size;
+
+/// Reads the whole body.
+///
+/// # Errors
+/// Too large, too slow, broken off, or too many bytes held by all requests together.
+pub async fn read(request: &HttpRequest, payload: web::Payload, shared: &Shared) -> Result<(Bytes, BodyHold), GatewayError> {
+    let server = &shared.settings.server;
+    match tokio::time::timeout(server.body_timeout, collect(request, payload, shared)).await {
+        Ok(result) => result,
+        Err(_) => Err(GatewayError::BodyTimeout(Duration::from_secs(server.body_timeout.as_secs()))),
+    }
+}
+
+async fn collect(request: &HttpRequest, mut payload: web::Payload, shared: &Shared) -> Result<(Bytes, BodyHold), GatewayError> {
+    let server = &shared.settings.server;
+    let too_large = || GatewayError::BodyTooLarge { limit: format_size(server.max_body) };
+    let declared = content_length(request);
+    if declared.is_some_and(|declared| declared > server.max_body) {
+        return Err(too_large());
+    }
+    let mut hold = BodyHold::new(&shared.body_bytes);
+    // What is declared is reserved at once, what is not as it comes.
+    if !hold.grow(declared.unwrap_or(0), server.max_body_in_flight) {
+        return Err(GatewayError::BodiesInFlight);
+    }
+    let Some(first) = payload.next().await else { return Ok((Bytes::new(), hold)) };
+    let first = first.map_err(|_| GatewayError::BodyRead)?;
+    if declared == Some(first.len() as u64) {
+        return Ok((first, hold));
+    }
+    let mut all = BytesMut::with_capacity(declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(first.len() * 2));
+    let mut next = Some(first);
+    while let Some(chunk) = next {
+        if (all.len() + chunk.len()) as u64 > server.max_body {
+            return Err(too_large());
+        }
+        if declared.is_none() && !hold.grow(chunk.len() as u64, server.max_body_in_flight) {
+            return Err(GatewayError::BodiesInFlight);
+        }
+        all.extend_from_slice(&chunk);
+        next = payload.next().await.transpose().map_err(|_| GatewayError::BodyRead)?;
+    }
+    Ok((all.freeze(), hold))
+}
+
+/// The declared length of a request's body.
+pub fn content_length(request: &HttpRequest) -> Option<u64> {
+    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether the body is declared as JSON, or not declared at all.
+pub fn is_json(request: &HttpRequest) -> bool {
+    let Some(value) = request.headers().get(header::CONTENT_TYPE) else { return true };
+    let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || kind.ends_with("+json")
+}

@@ -1,0 +1,303 @@
+//! Answers and errors as HTTP, and the one line that is logged for each request.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use actix_web::body::{BodySize, BoxBody, MessageBody};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse};
+use bytes::Bytes;
+use futures_util::{FutureExt as _, Stream as _};
+use tokio::time::{Instant, Sleep};
+use tracing::Span;
+
+use super::Gateway;
+use crate::attempt::{Answer, AnswerBody, COMMENT, End, LiveBody, Reply};
+use crate::chat::Usage;
+use crate::dialect::openai::error_event;
+use crate::error::GatewayError;
+
+const X_BACKEND: HeaderName = HeaderName::from_static("x-stagedoor-backend");
+const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-stagedoor-attempts");
+const X_DROPPED: HeaderName = HeaderName::from_static("x-stagedoor-dropped");
+const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// What is known about a request when it ends; writes the span's fields and the access-log line when dropped.
+pub struct RequestLog {
+    gateway: Rc<Gateway>,
+    span: Span,
+    started: Instant,
+    /// Name of the caller's key.
+    pub caller: Box<str>,
+    /// Name of the route.
+    pub route: Box<str>,
+    /// Name of the pool.
+    pub pool: Box<str>,
+    /// What was asked for.
+    pub operation: &'static str,
+    status: u16,
+    outcome: &'static str,
+    class: &'static str,
+    backend: Option<std::sync::Arc<str>>,
+    model: Box<str>,
+    attempts: u32,
+    first_content: Option<Duration>,
+    usage: Option<Usage>,
+}
+
+impl RequestLog {
+    /// Starts; the request counts as open until this is dropped.
+    pub fn new(gateway: &Rc<Gateway>, span: Span) -> Self {
+        gateway.shared.open_requests.fetch_add(1, Ordering::Relaxed);
+        Self {
+            gateway: Rc::clone(gateway),
+            span,
+            started: Instant::now(),
+            caller: "".into(),
+            route: "".into(),
+            pool: "".into(),
+            operation: "",
+            status: 0,
+            outcome: "cancelled",
+            class: "",
+            backend: None,
+            model: "".into(),
+            attempts: 0,
+            first_content: None,
+            usage: None,
+        }
+    }
+
+    fn answered(&mut self, answer: &Answer) {
+        self.status = answer.status.as_u16();
+        self.backend = Some(answer.backend.clone());
+        self.model.clone_from(&answer.model);
+        self.attempts = answer.attempts;
+        self.first_content = Some(answer.first_content);
+        self.usage = answer.usage;
+    }
+
+    fn failed(&mut self, error: &GatewayError, status: u16) {
+        self.status = status;
+        self.outcome = "failed";
+        self.class = error.class();
+        if let GatewayError::Upstream(failure) = error {
+            self.backend.clone_from(&failure.backend);
+        }
+    }
+
+    fn ended(&mut self, end: End, usage: Usage) {
+        self.outcome = end.word();
+        self.usage = Some(usage);
+        if let End::Failed(class) | End::Truncated(class) = end {
+            self.class = class.word();
+        }
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        self.gateway.shared.open_requests.fetch_sub(1, Ordering::Relaxed);
+        let usage = self.usage.unwrap_or_default();
+        let backend = self.backend.as_deref().unwrap_or_default();
+        let first_content = self.first_content.map(|after| after.as_secs_f64());
+        tracing::record_all!(
+            self.span,
+            caller = &*self.caller,
+            route = &*self.route,
+            pool = &*self.pool,
+            status = self.status,
+            outcome = self.outcome,
+            class = self.class,
+            backend = backend,
+            "gen_ai.operation.name" = self.operation,
+            "gen_ai.request.model" = &*self.model,
+            "gen_ai.usage.input_tokens" = usage.prompt_tokens,
+            "gen_ai.usage.output_tokens" = usage.completion_tokens,
+            attempts = self.attempts,
+            first_content_seconds = first_content,
+        );
+        if self.gateway.shared.settings.telemetry.access_log {
+            let seconds = self.started.elapsed().as_secs_f64();
+            self.span.in_scope(|| tracing::info!(target: "access", seconds, usage_estimated = usage.estimated, "request"));
+        }
+    }
+}
+
+/// The HTTP form of an error.
+pub fn error(error: &GatewayError) -> HttpResponse {
+    let form = error.form();
+    let status = StatusCode::from_u16(form.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = HttpResponse::build(status);
+    if let Some(wait) = form.retry_after {
+        // Rounded up: a client that comes early is refused again.
+        response.insert_header((header::RETRY_AFTER, wait.as_millis().div_ceil(1_000).to_string()));
+    }
+    if form.is_final {
+        response.insert_header((X_SHOULD_RETRY, HeaderValue::from_static("false")));
+    }
+    if let GatewayError::Method { allow, .. } = error {
+        response.insert_header((header::ALLOW, allow.as_str()));
+    }
+    if let GatewayError::Upstream(failure) = error
+        && let Some(backend) = &failure.backend
+    {
+        response.insert_header((X_BACKEND, &**backend));
+    }
+    response.json(form.body())
+}
+
+/// The answer to a path that does not exist.
+pub async fn unknown_path(request: HttpRequest) -> HttpResponse {
+    error(&GatewayError::UnknownPath { path: request.path().chars().filter(|letter| !letter.is_control()).take(200).collect() })
+}
+
+/// Turns a reply into HTTP; the log goes with the body and is written at its end.
+pub fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
+    let answer = match reply {
+        Ok(answer) => answer,
+        Err(failure) => {
+            let response = error(&failure);
+            log.failed(&failure, response.status().as_u16());
+            return response;
+        }
+    };
+    log.answered(&answer);
+    let mut response = HttpResponse::build(answer.status);
+    let mut length = None;
+    for (name, value) in answer.headers {
+        if name == header::CONTENT_LENGTH {
+            length = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+        } else {
+            response.insert_header((name, value));
+        }
+    }
+    if let Ok(backend) = HeaderValue::from_str(&answer.backend) {
+        response.insert_header((X_BACKEND, backend));
+    }
+    response.insert_header((X_ATTEMPTS, HeaderValue::from(answer.attempts)));
+    if !answer.dropped.is_empty()
+        && let Ok(dropped) = HeaderValue::from_str(&answer.dropped.join(", "))
+    {
+        response.insert_header((X_DROPPED, dropped));
+    }
+    if log.gateway.shared.draining.load(Ordering::Relaxed) {
+        response.force_close();
+    }
+    match answer.body {
+        AnswerBody::Full(bytes) => {
+            log.outcome = "served";
+            response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+            response.body(bytes)
+        }
+        AnswerBody::Live(live) => {
+            let live = live.take();
+            if live.is_events() {
+                stream_headers(&mut response);
+            }
+            response.body(ClientBody { state: State::Live(live), log: Some(log), keep_alive: None, length })
+        }
+    }
+}
+
+/// Commits a stream before anything has come: comments keep it alive while the reply is still awaited.
+pub fn commit_early(reply: Pin<Box<dyn Future<Output = Reply>>>, silence: Duration, mut log: RequestLog) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    stream_headers(&mut response);
+    log.status = 200;
+    let keep_alive = Some((silence, Box::pin(tokio::time::sleep(Duration::ZERO))));
+    response.body(ClientBody { state: State::Awaited(reply), log: Some(log), keep_alive, length: None })
+}
+
+fn stream_headers(response: &mut actix_web::HttpResponseBuilder) {
+    response
+        .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")))
+        .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("no-cache")))
+        .insert_header((X_ACCEL_BUFFERING, HeaderValue::from_static("no")));
+}
+
+/// A body that the client pulls.
+struct ClientBody {
+    state: State,
+    log: Option<RequestLog>,
+    keep_alive: Option<(Duration, Pin<Box<Sleep>>)>,
+    length: Option<u64>,
+}
+
+enum State {
+    Awaited(Pin<Box<dyn Future<Output = Reply>>>),
+    Live(LiveBody),
+    Rest(Option<Bytes>),
+}
+
+impl ClientBody {
+    fn arrived(&mut self, reply: Reply) {
+        self.keep_alive = None;
+        self.state = match reply {
+            Ok(answer) => {
+                if let Some(log) = &mut self.log {
+                    log.answered(&answer);
+                }
+                match answer.body {
+                    AnswerBody::Live(live) => State::Live(live.take()),
+                    AnswerBody::Full(bytes) => State::Rest(Some(bytes)),
+                }
+            }
+            Err(failure) => {
+                let form = failure.form();
+                if let Some(log) = &mut self.log {
+                    log.failed(&failure, 200);
+                }
+                State::Rest(Some(error_event(&form.message, &form.kind, form.code.as_deref().unwrap_or("error"))))
+            }
+        };
+    }
+}
+
+impl MessageBody for ClientBody {
+    type Error = Box<dyn std::error::Error>;
+
+    fn size(&self) -> BodySize {
+        self.length.map_or(BodySize::Stream, BodySize::Sized)
+    }
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        let body = &mut *self;
+        loop {
+            match &mut body.state {
+                State::Awaited(reply) => match reply.poll_unpin(cx) {
+                    Poll::Ready(reply) => body.arrived(reply),
+                    Poll::Pending => {
+                        let Some((silence, timer)) = &mut body.keep_alive else { return Poll::Pending };
+                        std::task::ready!(timer.as_mut().poll(cx));
+                        timer.as_mut().reset(Instant::now() + *silence);
+                        return Poll::Ready(Some(Ok(Bytes::from_static(COMMENT))));
+                    }
+                },
+                State::Live(live) => return Pin::new(live).poll_next(cx).map(|step| step.map(|chunk| chunk.map_err(Into::into))),
+                State::Rest(rest) => return Poll::Ready(rest.take().map(Ok)),
+            }
+        }
+    }
+
+    fn boxed(self) -> BoxBody
+    where
+        Self: Sized + 'static,
+    {
+        BoxBody::new(self)
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        if let (State::Live(live), Some(log)) = (&self.state, &mut self.log) {
+            let (end, usage) = live.ending();
+            log.ended(end, usage);
+        }
+    }
+}

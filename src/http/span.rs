@@ -1,0 +1,81 @@
+//! The root span of a request, and its id.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::{Error, HttpMessage, HttpRequest};
+use tracing::Span;
+use tracing::field::Empty;
+use tracing_actix_web::RootSpanBuilder;
+
+/// Longest request id that is taken over from a client.
+const ID_LIMIT: usize = 128;
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A request's id: the client's, if sane, else ours.
+#[derive(Clone)]
+pub struct RequestId(pub Arc<str>);
+
+/// Builds the root span; its fields are recorded when the request has ended.
+pub struct RequestSpan;
+
+impl RootSpanBuilder for RequestSpan {
+    fn on_request_start(request: &ServiceRequest) -> Span {
+        let id = request_id(request.headers().get(&X_REQUEST_ID));
+        let span = tracing::info_span!(
+            "request",
+            request_id = &*id,
+            method = request.method().as_str(),
+            path = request.path(),
+            caller = Empty,
+            route = Empty,
+            pool = Empty,
+            status = Empty,
+            outcome = Empty,
+            class = Empty,
+            backend = Empty,
+            "gen_ai.operation.name" = Empty,
+            "gen_ai.request.model" = Empty,
+            "gen_ai.usage.input_tokens" = Empty,
+            "gen_ai.usage.output_tokens" = Empty,
+            attempts = Empty,
+            first_content_seconds = Empty,
+        );
+        request.extensions_mut().insert(RequestId(id));
+        span
+    }
+
+    fn on_request_end<B: MessageBody>(_: Span, _: &Result<ServiceResponse<B>, Error>) {}
+}
+
+fn request_id(given: Option<&HeaderValue>) -> Arc<str> {
+    let sane = |id: &&str| !id.is_empty() && id.len() <= ID_LIMIT && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
+    match given.and_then(|value| value.to_str().ok()).filter(sane) {
+        Some(id) => id.into(),
+        None => format!("req_{:032x}", fastrand::u128(..)).into(),
+    }
+}
+
+/// The id of a request.
+pub fn id_of(request: &HttpRequest) -> Arc<str> {
+    request.extensions().get::<RequestId>().map_or_else(|| request_id(None), |id| Arc::clone(&id.0))
+}
+
+/// Puts the request's id on every reply.
+pub fn request_id_header<S, B>(request: ServiceRequest, service: &S) -> impl Future<Output = Result<ServiceResponse<B>, Error>> + use<S, B>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+{
+    let id = request.extensions().get::<RequestId>().cloned();
+    let answer = service.call(request);
+    async move {
+        let mut response = answer.await?;
+        if let Some(value) = id.and_then(|id| HeaderValue::from_str(&id.0).ok()) {
+            response.headers_mut().insert(X_REQUEST_ID, value);
+        }
+        Ok(response)
+    }
+}

@@ -1,0 +1,131 @@
+//! The command line: run, check, schema, simulate.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use stagedoor::settings::{self, Simulated};
+use stagedoor::startup::Application;
+use stagedoor::{simulate, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A self-hosted LLM gateway: applications speak the OpenAI API to one address.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Configuration file; default settings/stagedoor.yaml.
+    #[arg(long, global = true, env = "STAGEDOOR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve (the default).
+    Run,
+    /// Validate the configuration without serving; exit code 1 if it is refused.
+    Check,
+    /// Print the JSON Schema of the configuration.
+    Schema,
+    /// Serve the simulated provider on a port of its own.
+    Simulate {
+        /// Wire format of the answers.
+        #[arg(long, default_value = "openai", value_parser = ["openai"])]
+        dialect: String,
+        /// Port on the loopback interface; 0 picks a free one.
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// Behaviour as JSON, with the keys of a simulated backend's config in the form `stagedoor schema` shows.
+        #[arg(long, value_name = "JSON", default_value = "{}")]
+        behaviour: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Some(Command::Schema) => {
+            say(&format!("{:#}", settings::schema::json_schema()));
+            Ok(())
+        }
+        Some(Command::Check) => check(arguments.config),
+        Some(Command::Simulate { port, behaviour, .. }) => serve_simulated(port, &behaviour),
+        Some(Command::Run) | None => run(arguments.config),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's result")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "there may be no subscriber yet")]
+fn complain(text: &str) {
+    eprintln!("{text}");
+}
+
+fn check(config: Option<PathBuf>) -> anyhow::Result<()> {
+    let settings = settings::load(config.as_deref())?;
+    for note in &settings.notes {
+        say(&format!("note: {note}"));
+    }
+    say(&format!("{}: valid, {} backends", settings.source, settings.backends.len()));
+    Ok(())
+}
+
+fn run(config: Option<PathBuf>) -> anyhow::Result<()> {
+    let settings = settings::load(config.as_deref())?;
+    let _guard = telemetry::init(&settings.telemetry);
+    actix::System::new().block_on(async move {
+        let application = Application::start(settings)?;
+        let stopper = application.stopper();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let serving = application.serve();
+        tokio::pin!(serving);
+        tokio::select! {
+            ended = &mut serving => return ended.map_err(Into::into),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let drain = stopper.drain();
+        tokio::pin!(drain);
+        tokio::select! {
+            _ = async { loop { let _ = (&mut serving).await; std::future::pending::<()>().await; } } => {}
+            _ = &mut drain => {}
+            _ = terminate.recv() => anyhow::bail!("stopped at once by a second signal"),
+            _ = interrupt.recv() => anyhow::bail!("stopped at once by a second signal"),
+        }
+        Ok(())
+    })
+}
+
+fn serve_simulated(port: u16, behaviour: &str) -> anyhow::Result<()> {
+    let behaviour: Simulated = settings::simulated_from_json(behaviour).map_err(anyhow::Error::msg)?;
+    let listener = TcpListener::bind(("127.0.0.1", port))?;
+    let address = listener.local_addr()?;
+    actix::System::new().block_on(async move {
+        let server = simulate::server::serve(listener, behaviour)?;
+        say(&format!("listening on http://{address}/v1"));
+        let handle = server.handle();
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            ended = server => ended?,
+            _ = terminate.recv() => handle.stop(false).await,
+            _ = tokio::signal::ctrl_c() => handle.stop(false).await,
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,118 @@
+//! Reads the file and the environment and merges them into one tree: the only code that touches either.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use config::{Config, File, FileFormat};
+use serde_json::Value;
+
+use super::schema::{self, Key, Kind};
+use super::walk::{Findings, nearest, unknown_key, walk};
+use super::{Settings, SettingsError, document, plan};
+
+/// Prefix of the variables that override keys of the document.
+const PREFIX: &str = "STAGEDOOR__";
+
+/// File used when neither `--config` nor `STAGEDOOR_CONFIG` names one.
+pub const DEFAULT_FILE: &str = "settings/stagedoor.yaml";
+
+/// The document that the default file holds, for a binary that runs away from its source tree.
+const EMBEDDED: &str = include_str!("../../settings/stagedoor.yaml");
+
+/// Loads settings from a file (or the default) and this process's environment.
+///
+/// # Errors
+/// [`SettingsError`] with every mistake at once.
+pub fn load(file: Option<&Path>) -> Result<Settings, SettingsError> {
+    // A variable whose value is not Unicode cannot be meant for us.
+    let environment: BTreeMap<String, String> =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+    let (source, text) = read(file)?;
+    from_text(&source, &text, &environment)
+}
+
+fn read(file: Option<&Path>) -> Result<(String, String), SettingsError> {
+    let path = file.map_or_else(|| PathBuf::from(DEFAULT_FILE), Path::to_path_buf);
+    if file.is_none() && !path.exists() {
+        return Ok(("the built-in configuration".into(), EMBEDDED.into()));
+    }
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok((path.display().to_string(), text)),
+        Err(error) => Err(SettingsError::single(&path.display().to_string(), format!("the file cannot be read: {error}"))),
+    }
+}
+
+/// Loads settings from a text and a given environment.
+///
+/// # Errors
+/// [`SettingsError`] with every mistake at once.
+pub fn from_text(source: &str, text: &str, environment: &BTreeMap<String, String>) -> Result<Settings, SettingsError> {
+    let mut findings = Findings::default();
+    let mut builder = Config::builder().add_source(File::from_str(text, FileFormat::Yaml));
+    for (name, value) in environment.iter().filter(|(name, _)| name.to_uppercase().starts_with(PREFIX)) {
+        match schema_path(&name[PREFIX.len()..]) {
+            Ok(path) => match builder.clone().set_override(&path, value.as_str()) {
+                Ok(next) => builder = next,
+                Err(error) => findings.problem(name, error.to_string()),
+            },
+            Err(reason) => findings.problem(name, reason),
+        }
+    }
+    let merged: Value = builder
+        .build()
+        .and_then(Config::try_deserialize)
+        .map_err(|error| SettingsError::single("", format!("this is not valid YAML: {error}")))?;
+
+    let checked = walk(&merged, &schema::DOCUMENT, &|name| environment.get(name).cloned(), &mut findings);
+    if !findings.problems.is_empty() {
+        return Err(SettingsError { source: source.into(), problems: findings.problems });
+    }
+    let document = document::read(checked).map_err(|reason| SettingsError::single("", reason))?;
+    let mut settings = plan::plan(document, environment, &mut findings);
+    if !findings.problems.is_empty() {
+        return Err(SettingsError { source: source.into(), problems: findings.problems });
+    }
+    settings.source = source.to_owned();
+    settings.notes = findings.notes;
+    Ok(settings)
+}
+
+/// Turns `SERVER__PORT` into `server.port`: segments are matched to schema keys without regard to case.
+fn schema_path(variable: &str) -> Result<String, String> {
+    let mut kind = &schema::DOCUMENT;
+    let mut path: Vec<String> = Vec::new();
+    for segment in variable.split("__") {
+        let keys: &[Key] = match kind {
+            Kind::Object(keys) | Kind::WordOrObject(_, keys) => keys,
+            _ => return Err(format!("`{}` has no keys that a variable can set", path.join("."))),
+        };
+        match keys.iter().find(|key| key.name.eq_ignore_ascii_case(segment)) {
+            Some(key) => {
+                path.push(key.name.to_owned());
+                kind = &key.kind;
+            }
+            None => {
+                let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
+                let hint = nearest(segment, &known).map(|best| format!("; did you mean `{}`?", best.to_uppercase()));
+                return Err(hint.map_or_else(|| unknown_key(segment, &known), |hint| format!("unknown key `{segment}`{hint}")));
+            }
+        }
+    }
+    match kind {
+        Kind::List(_) | Kind::Map(_) | Kind::Object(_) => {
+            Err(format!("`{}` is no single value; a variable cannot set it", path.join(".")))
+        }
+        _ => Ok(path.join(".")),
+    }
+}
+
+/// Reads the behaviour of a simulated backend from JSON, checked like the `config` of one.
+///
+/// # Errors
+/// Every mistake, in words.
+pub fn simulated_from_json(text: &str) -> Result<super::Simulated, String> {
+    let config: Value = serde_json::from_str(text).map_err(|error| format!("the behaviour is not JSON: {error}"))?;
+    let document = serde_json::json!({ "backends": [{ "name": "simulated", "type": "simulated", "config": config }] });
+    let settings = from_text("behaviour", &document.to_string(), &BTreeMap::new()).map_err(|error| error.to_string())?;
+    settings.backends[0].simulated.clone().ok_or_else(|| "the behaviour is empty".to_owned())
+}

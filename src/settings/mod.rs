@@ -1,0 +1,376 @@
+//! Typed, validated settings; the only code that reads files or the environment.
+//!
+//! [`load`] merges file and environment, `walk` checks the tree against [`schema`], `document` types it, `plan` cross-checks
+//! it into the [`Settings`] that everything else receives by value and that never change while the process lives.
+
+pub mod document;
+mod families;
+mod load;
+mod plan;
+pub mod schema;
+mod units;
+mod walk;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use document::{Fault, Logs, Parking, Server, Simulated, Telemetry};
+pub use families::family_of;
+pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
+pub use units::{Secret, format_size};
+pub use walk::Problem;
+
+/// Why a configuration is refused: every mistake at once.
+#[derive(Debug)]
+pub struct SettingsError {
+    /// File or other origin of the document.
+    pub source: String,
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+impl SettingsError {
+    fn single(path: &str, reason: String) -> Self {
+        Self { source: path.to_owned(), problems: vec![Problem { path: path.to_owned(), reason }] }
+    }
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration is refused, {} to mend:", self.problems.len())?;
+        for problem in &self.problems {
+            write!(f, "\n  {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+/// The validated configuration.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where it was read from.
+    pub source: String,
+    /// Listening and limits.
+    pub server: Server,
+    /// Operator's token.
+    pub admin_token: Option<Secret>,
+    /// Client keys; empty when anybody may call.
+    pub keys: Vec<ClientKey>,
+    /// All backends, by index.
+    pub backends: Vec<Arc<Backend>>,
+    /// All pools, by index: the configured ones first, then a pool of one for each backend.
+    pub pools: Vec<Arc<Pool>>,
+    /// Routes in matching order; empty: standard paths by model.
+    pub routes: Vec<Route>,
+    /// Logs.
+    pub telemetry: Telemetry,
+    /// What was left out or looks unintended, one line each.
+    pub notes: Vec<String>,
+    /// Pool that each name (of a pool or a backend) stands for.
+    pub(crate) names: HashMap<Arc<str>, usize>,
+}
+
+/// A client key as its digest.
+#[derive(Debug, Clone)]
+pub struct ClientKey {
+    /// Who it belongs to.
+    pub name: Arc<str>,
+    /// SHA-256 of the key.
+    pub digest: [u8; 32],
+}
+
+/// What a backend is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackendType {
+    /// api.openai.com and regional hosts.
+    OpenAi,
+    /// Anthropic Messages.
+    Anthropic,
+    /// Azure OpenAI.
+    Azure,
+    /// Google Gemini and Vertex AI.
+    Google,
+    /// Any OpenAI-compatible host.
+    Meta,
+    /// Mistral.
+    Mistral,
+    /// The embedded simulated provider.
+    Simulated,
+}
+
+impl BackendType {
+    /// The word used in settings.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+            Self::Azure => "azure-openai",
+            Self::Google => "google",
+            Self::Meta => "meta",
+            Self::Mistral => "mistral",
+            Self::Simulated => "simulated",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        [Self::OpenAi, Self::Anthropic, Self::Azure, Self::Google, Self::Meta, Self::Mistral, Self::Simulated]
+            .into_iter()
+            .find(|kind| kind.word() == word)
+    }
+}
+
+/// One configured upstream account.
+#[derive(Debug)]
+pub struct Backend {
+    /// Position in [`Settings::backends`].
+    pub index: usize,
+    /// Unique name.
+    pub name: Arc<str>,
+    /// What it is.
+    pub kind: BackendType,
+    /// Base URL without a trailing slash; empty for the simulated type.
+    pub base: String,
+    /// Key or token.
+    pub credential: Option<Secret>,
+    /// Whether [`Self::credential`] is a Microsoft Entra token.
+    pub entra: bool,
+    /// `OpenAI-Organization`.
+    pub organization: Option<String>,
+    /// `OpenAI-Project`.
+    pub project: Option<String>,
+    /// Azure's dated API version; `None` is the v1 form.
+    pub api_version: Option<String>,
+    /// Extra request headers.
+    pub headers: Vec<(String, Secret)>,
+    /// Alias to native id; a listed id stands for itself.
+    pub aliases: HashMap<String, String>,
+    /// What is asked for when nothing else applies.
+    pub default_model: Option<String>,
+    /// Request fields an operator says the host refuses.
+    pub drop_fields: Vec<String>,
+    /// The field an operator says the host knows for the output limit.
+    pub max_tokens_field: Option<String>,
+    /// Whether usage may be asked for in streams, if an operator says so.
+    pub stream_usage: Option<bool>,
+    /// Limits by phase.
+    pub timeouts: Timeouts,
+    /// Further tries at this backend after the first.
+    pub max_retries: u32,
+    /// Requests at once in the whole process.
+    pub max_concurrent: Option<u32>,
+    /// Requests per worker that wait for a permit.
+    pub max_queue: usize,
+    /// Bytes of the largest whole reply.
+    pub max_reply: u64,
+    /// How long a replaced generation may finish.
+    pub drain_timeout: Duration,
+    /// Silence before an SSE comment is written; `None` never writes one.
+    pub keep_alive: Option<Duration>,
+    /// Longest pause of a reader while data waits.
+    pub client_stall: Duration,
+    /// Crash restarts per minute and worker before the backend is marked failed.
+    pub restarts_per_minute: usize,
+    /// Its outgoing connections.
+    pub network: Network,
+    /// The simulated type's behaviour.
+    pub simulated: Option<Simulated>,
+}
+
+/// Limits of one attempt, by phase.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Whole reply; for a stream, the wait for its first content.
+    pub attempt: Duration,
+    /// TCP, TLS and proxy together.
+    pub connect: Duration,
+    /// Until the status line.
+    pub head: Duration,
+    /// Until a stream's first content.
+    pub first_content: Duration,
+    /// Silence within a reply.
+    pub idle: Duration,
+    /// A stream from start to end.
+    pub total: Duration,
+}
+
+/// How a backend's connections are made.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// Proxy that every connection goes through.
+    pub proxy: Option<url::Url>,
+    /// Extra certificates to trust, PEM.
+    pub ca_pem: Option<Vec<u8>>,
+    /// Age at which a connection is not used again.
+    pub max_age: Duration,
+    /// Requests after which a connection is closed, on average.
+    pub max_requests: Option<u64>,
+}
+
+/// How a pool orders its members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// Fastest responding first.
+    Latency,
+    /// By configured share.
+    Weighted,
+    /// In turn.
+    RoundRobin,
+    /// Fewest requests in flight.
+    LeastBusy,
+    /// Cheapest.
+    Cost,
+}
+
+impl Strategy {
+    /// The word used in settings.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Latency => "latency",
+            Self::Weighted => "weighted",
+            Self::RoundRobin => "round-robin",
+            Self::LeastBusy => "least-busy",
+            Self::Cost => "cost",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        [Self::Latency, Self::Weighted, Self::RoundRobin, Self::LeastBusy, Self::Cost].into_iter().find(|s| s.word() == word)
+    }
+}
+
+/// A named group of backends.
+#[derive(Debug)]
+pub struct Pool {
+    /// Position in [`Settings::pools`].
+    pub index: usize,
+    /// Name in the configuration.
+    pub name: Arc<str>,
+    /// Members, nested pools kept as groups.
+    pub tree: Group,
+    /// Backend index of every leaf of the tree, in order; a leaf holds its place in this list.
+    pub members: Vec<usize>,
+    /// Time for the whole request.
+    pub deadline: Duration,
+    /// Attempts per request over all members.
+    pub max_attempts: u32,
+    /// Waiting while every member is starting.
+    pub parking: Parking,
+    /// Whether it is the implicit pool of one backend.
+    pub implicit: bool,
+}
+
+/// An inner node of a pool's tree.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// How its children are ordered.
+    pub strategy: Strategy,
+    /// Whether a second child is tried when the first fails.
+    pub fallback: bool,
+    /// Children with their weights.
+    pub children: Vec<(f64, Node)>,
+}
+
+/// A node of a pool's tree.
+#[derive(Debug, Clone)]
+pub enum Node {
+    /// Place in [`Pool::members`].
+    Leaf(usize),
+    /// A nested pool.
+    Group(Group),
+}
+
+/// What a route's path matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    /// This path.
+    Exact(String),
+    /// Every path that begins with this, which ends in `/`.
+    Prefix(String),
+}
+
+/// One route.
+#[derive(Debug)]
+pub struct Route {
+    /// For logs and metrics.
+    pub name: Arc<str>,
+    /// Which paths.
+    pub path: PathMatch,
+    /// Which methods, upper case.
+    pub methods: Vec<String>,
+    /// Header values that must match, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Where to; `None` routes by model.
+    pub pool: Option<usize>,
+    /// Time for the whole request, if the route limits it.
+    pub deadline: Option<Duration>,
+}
+
+impl Settings {
+    /// Finds the pool for a requested model, and the model id to ask its members for (`None`: their default).
+    pub fn by_model<'m>(&self, model: &'m str) -> (usize, Option<&'m str>) {
+        if let Some(pool) = self.names.get(model) {
+            return (*pool, None);
+        }
+        if let Some((name, rest)) = model.split_once('/')
+            && let Some(pool) = self.names.get(name)
+            && !rest.is_empty()
+        {
+            return (*pool, Some(rest));
+        }
+        let holder = self.only_backend(|backend| backend.is_configured_for(model)).or_else(|| {
+            let family = family_of(model)?;
+            self.only_backend(|backend| backend.kind == family)
+        });
+        match holder {
+            Some(backend) => (self.names[&backend.name], Some(model)),
+            // The first configured pool, else the pool of one of the first backend.
+            None => (0, Some(model)),
+        }
+    }
+
+    fn only_backend(&self, has: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {
+        let mut holders = self.backends.iter().filter(|backend| has(backend));
+        holders.next().filter(|_| holders.next().is_none())
+    }
+
+    /// Whether the gateway listens only on this machine's loopback.
+    pub fn is_loopback(&self) -> bool {
+        is_loopback(&self.server.host)
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+impl Backend {
+    /// Whether the configuration itself names the model for this backend.
+    pub fn is_configured_for(&self, model: &str) -> bool {
+        self.aliases.contains_key(model) || self.default_model.as_deref() == Some(model)
+    }
+
+    /// The model id to send, or `None` when this backend does not have the model.
+    ///
+    /// `only` says that the route has no other backend.
+    pub fn native_model<'a>(&'a self, requested: Option<&'a str>, only: bool) -> Option<&'a str> {
+        if let Some(model) = requested {
+            if let Some(native) = self.aliases.get(model) {
+                return Some(native);
+            }
+            if self.kind == BackendType::Simulated || self.default_model.as_deref() == Some(model) {
+                return Some(model);
+            }
+            match family_of(model) {
+                Some(family) if family == self.kind => return Some(model),
+                None if only => return Some(model),
+                Some(_) | None => {}
+            }
+        }
+        self.default_model.as_deref().or_else(|| (self.kind == BackendType::Simulated).then_some("simulated"))
+    }
+}

@@ -1,0 +1,449 @@
+//! Cross-checks a typed document and turns it into [`Settings`]: names resolved to indices, pools to trees, defaults
+//! filled in. Reports every mistake it finds.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use super::document::{Auth, Config, Document, Entry, Names, Route as RouteEntry};
+use super::schema::{FAULTS, METHODS};
+use super::walk::{Findings, nearest};
+use super::{
+    Backend, BackendType, ClientKey, Group, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts,
+    is_loopback,
+};
+
+/// Deadline of a request when neither route nor pool sets one.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
+/// Attempts per request over all members.
+const DEFAULT_MAX_ATTEMPTS: u32 = 6;
+
+pub(super) fn plan(document: Document, environment: &BTreeMap<String, String>, findings: &mut Findings) -> Settings {
+    let entries: Vec<Entry> = document.backends.into_iter().flatten().collect();
+    unique_names(&entries, findings);
+
+    let mut backends: Vec<Arc<Backend>> = Vec::new();
+    let mut pool_entries: Vec<Entry> = Vec::new();
+    for entry in entries {
+        match BackendType::from_word(&entry.kind) {
+            Some(kind) => backends.push(Arc::new(backend(backends.len(), kind, entry, environment, findings))),
+            None => pool_entries.push(entry),
+        }
+    }
+    if backends.is_empty() && findings.problems.is_empty() {
+        findings.problem("backends", "no backend is left to serve requests; configure one or set the variables it needs");
+    }
+
+    let pools = pools(&pool_entries, &backends, findings);
+    let names: HashMap<Arc<str>, usize> = pools.iter().map(|pool| (Arc::clone(&pool.name), pool.index)).collect();
+    let routes = routes(document.routes.unwrap_or_default(), &names, &pools, findings);
+    let (keys, open) = keys(document.auth, findings);
+    if keys.is_empty() && !open && !is_loopback(&document.server.host) {
+        findings.problem(
+            "auth",
+            format!("the gateway would listen on {} for anybody; set auth.keys, or write `auth: none` to mean it", document.server.host),
+        );
+    }
+    if tracing_subscriber::EnvFilter::try_new(&document.telemetry.logs.level).is_err() {
+        findings.problem("telemetry.logs.level", format!("`{}` is neither a level nor a filter", document.telemetry.logs.level));
+    }
+
+    Settings {
+        source: String::new(),
+        server: document.server,
+        admin_token: document.admin.token,
+        keys,
+        backends,
+        pools,
+        routes,
+        telemetry: document.telemetry,
+        notes: Vec::new(),
+        names,
+    }
+}
+
+fn unique_names(entries: &[Entry], findings: &mut Findings) {
+    let mut seen = HashSet::new();
+    for entry in entries {
+        if !seen.insert(entry.name.as_str()) {
+            findings.problem(&format!("backends[{}].name", entry.name), "this name is used twice; names are unique over backends and pools");
+        }
+    }
+}
+
+fn backend(index: usize, kind: BackendType, entry: Entry, environment: &BTreeMap<String, String>, findings: &mut Findings) -> Backend {
+    let path = format!("backends[{}].config", entry.name);
+    let config = entry.config;
+    let base = base_url(kind, &config);
+    let attempt = config.timeout.unwrap_or(Duration::from_secs(60));
+    let total = config.timeouts.total.unwrap_or(Duration::from_secs(600));
+    for (name, limit) in [
+        ("timeout", config.timeout),
+        ("timeouts.connect", config.timeouts.connect),
+        ("timeouts.head", config.timeouts.head),
+        ("timeouts.firstContent", config.timeouts.first_content),
+        ("timeouts.idle", config.timeouts.idle),
+        ("timeouts.total", config.timeouts.total),
+        ("clientStall", config.client_stall),
+    ] {
+        if limit == Some(Duration::ZERO) {
+            findings.problem(&format!("{path}.{name}"), "a limit of zero would refuse everything");
+        }
+    }
+    check_credential(&config, &path, findings);
+    check_headers(&config, &path, findings);
+    check_faults(&config, &path, findings);
+
+    let default_model = match kind {
+        BackendType::Azure => config.default_model.or(config.deployment_name),
+        _ => config.default_model,
+    };
+    let mut aliases: HashMap<String, String> = match config.models {
+        Names::List(names) => names.into_iter().map(|name| (name.clone(), name)).collect(),
+        Names::Map(map) => map.into_iter().collect(),
+    };
+    aliases.extend(config.deployments);
+    if kind == BackendType::Azure && aliases.is_empty() && default_model.is_none() {
+        findings.problem(&format!("{path}.deploymentName"), "set deploymentName or deployments: Azure serves deployments, not models");
+    }
+
+    Backend {
+        index,
+        name: entry.name.as_str().into(),
+        kind,
+        network: Network {
+            proxy: proxy(config.proxy_url.as_deref(), &base, environment, &path, findings),
+            ca_pem: config.ca_file.as_deref().and_then(|file| read_pem(file, &path, findings)),
+            max_age: config.max_connection_age.unwrap_or(Duration::from_secs(300)),
+            max_requests: config.max_connection_requests,
+        },
+        base,
+        entra: config.api_key.is_none() && config.entra_token.is_some(),
+        credential: config.api_key.or(config.entra_token),
+        organization: config.org_id,
+        project: config.project,
+        api_version: config.api_version,
+        headers: config.headers.into_iter().collect(),
+        aliases,
+        default_model,
+        drop_fields: config.drop_fields,
+        max_tokens_field: config.max_tokens_field,
+        stream_usage: config.stream_usage,
+        timeouts: Timeouts {
+            attempt,
+            connect: config.timeouts.connect.unwrap_or(Duration::from_secs(5)),
+            head: config.timeouts.head.unwrap_or(attempt),
+            first_content: config.timeouts.first_content.unwrap_or(attempt),
+            idle: config.timeouts.idle.unwrap_or(Duration::from_secs(60)),
+            total,
+        },
+        max_retries: config.max_retries.unwrap_or(2),
+        max_concurrent: config.max_concurrent,
+        max_queue: config.max_queue.unwrap_or(256),
+        max_reply: config.max_reply.unwrap_or(64 << 20),
+        drain_timeout: config.drain_timeout.unwrap_or(total),
+        keep_alive: Some(config.keep_alive.unwrap_or(Duration::from_secs(15))).filter(|silence| !silence.is_zero()),
+        client_stall: config.client_stall.unwrap_or(Duration::from_secs(60)),
+        restarts_per_minute: config.restarts.unwrap_or(30),
+        simulated: (kind == BackendType::Simulated).then_some(config.simulated),
+    }
+}
+
+/// Where the requests go, without a trailing slash.
+fn base_url(kind: BackendType, config: &Config) -> String {
+    let base = match (&config.endpoint, kind) {
+        (Some(endpoint), _) => endpoint.trim_end_matches('/').to_owned(),
+        (None, BackendType::OpenAi) => "https://api.openai.com/v1".into(),
+        (None, BackendType::Mistral) => "https://api.mistral.ai/v1".into(),
+        (None, BackendType::Anthropic) => "https://api.anthropic.com".into(),
+        (None, BackendType::Google) => "https://generativelanguage.googleapis.com".into(),
+        (None, BackendType::Azure | BackendType::Meta | BackendType::Simulated) => String::new(),
+    };
+    match kind {
+        // Hosts are written with or without the version; a path of another kind is taken as it is.
+        BackendType::OpenAi | BackendType::Mistral | BackendType::Meta => {
+            let has_version = base.rsplit('/').next().is_some_and(|last| {
+                last.strip_prefix('v').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+            });
+            if has_version { base } else { format!("{base}/v1") }
+        }
+        BackendType::Azure => base.trim_end_matches("/openai/v1").trim_end_matches("/openai").to_owned(),
+        BackendType::Anthropic | BackendType::Google | BackendType::Simulated => base,
+    }
+}
+
+fn check_credential(config: &Config, path: &str, findings: &mut Findings) {
+    for (name, secret) in [("apiKey", &config.api_key), ("entraToken", &config.entra_token)] {
+        if secret.as_ref().is_some_and(|secret| !secret.expose().bytes().all(|b| (0x21..0x7f).contains(&b))) {
+            findings.problem(&format!("{path}.{name}"), "a key holds visible ASCII characters only; is there a space or line break in it?");
+        }
+    }
+}
+
+fn check_headers(config: &Config, path: &str, findings: &mut Findings) {
+    for (name, value) in &config.headers {
+        let valid = actix_http::header::HeaderName::try_from(name.as_str()).is_ok()
+            && actix_http::header::HeaderValue::from_str(value.expose()).is_ok();
+        if !valid {
+            findings.problem(&format!("{path}.headers.{name}"), "this is not a valid header");
+        }
+    }
+    for (name, value) in [("orgId", &config.org_id), ("project", &config.project), ("apiVersion", &config.api_version)] {
+        if value.as_ref().is_some_and(|value| !value.bytes().all(|b| (0x21..0x7f).contains(&b))) {
+            findings.problem(&format!("{path}.{name}"), "only visible ASCII characters can be sent");
+        }
+    }
+}
+
+fn check_faults(config: &Config, path: &str, findings: &mut Findings) {
+    for (index, fault) in config.simulated.faults.iter().enumerate() {
+        debug_assert!(FAULTS.contains(&fault.kind.as_str()), "the schema admits only these");
+        if fault.probability == 0.0 && fault.requests.is_empty() {
+            findings.problem(&format!("{path}.faults[{index}]"), "say when it happens: probability or requests");
+        }
+        if fault.kind == "status" && fault.status.is_none() {
+            findings.problem(&format!("{path}.faults[{index}].status"), "this key is required for kind status");
+        }
+    }
+}
+
+fn read_pem(file: &str, path: &str, findings: &mut Findings) -> Option<Vec<u8>> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let problem = match std::fs::read(file) {
+        Ok(pem) => match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
+            Ok(certificates) if !certificates.is_empty() => return Some(pem),
+            Ok(_) => "the file holds no certificate".to_owned(),
+            Err(error) => format!("the file is not PEM: {error}"),
+        },
+        Err(error) => format!("the file cannot be read: {error}"),
+    };
+    findings.problem(&format!("{path}.caFile"), format!("{file}: {problem}"));
+    None
+}
+
+/// The proxy for a base URL: the backend's own, else `HTTPS_PROXY` unless `NO_PROXY` exempts the host.
+fn proxy(own: Option<&str>, base: &str, environment: &BTreeMap<String, String>, path: &str, findings: &mut Findings) -> Option<Url> {
+    let variable = |name: &str| environment.get(name).or_else(|| environment.get(&name.to_lowercase())).filter(|v| !v.is_empty());
+    let (text, origin) = match own {
+        Some(own) => (own, format!("{path}.proxyUrl")),
+        None => {
+            let base = Url::parse(base).ok()?;
+            let host = base.host_str()?.to_lowercase();
+            if base.scheme() != "https" || variable("NO_PROXY").is_some_and(|list| is_exempt(&host, list)) {
+                return None;
+            }
+            (variable("HTTPS_PROXY")?.as_str(), "HTTPS_PROXY".to_owned())
+        }
+    };
+    match Url::parse(text) {
+        Ok(url) if url.scheme() == "http" && url.has_host() => Some(url),
+        _ => {
+            findings.problem(&origin, "the proxy must be an http:// address");
+            None
+        }
+    }
+}
+
+fn is_exempt(host: &str, list: &str) -> bool {
+    list.split(',').map(|entry| entry.trim().trim_start_matches("*.").trim_start_matches('.').to_lowercase()).any(|entry| {
+        entry == "*" || (!entry.is_empty() && (host == entry || host.strip_suffix(&entry).is_some_and(|rest| rest.ends_with('.'))))
+    })
+}
+
+fn pools(entries: &[Entry], backends: &[Arc<Backend>], findings: &mut Findings) -> Vec<Arc<Pool>> {
+    let by_name: HashMap<&str, &Entry> = entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
+    let mut pools = Vec::new();
+    for entry in entries {
+        let mut members = Vec::new();
+        let mut trail = vec![entry.name.as_str()];
+        let tree = group(entry, &by_name, backends, &mut members, &mut trail, findings);
+        if members.is_empty() {
+            findings.problem(&format!("backends[{}].backends", entry.name), "the pool has no member left");
+        }
+        note_mixture(entry, &members, backends, findings);
+        pools.push(Arc::new(Pool {
+            index: pools.len(),
+            name: entry.name.as_str().into(),
+            tree,
+            members,
+            deadline: entry.deadline.unwrap_or(DEFAULT_DEADLINE),
+            max_attempts: entry.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS),
+            parking: entry.parking.clone(),
+            implicit: false,
+        }));
+    }
+    for backend in backends {
+        pools.push(Arc::new(Pool {
+            index: pools.len(),
+            name: Arc::clone(&backend.name),
+            tree: Group { strategy: Strategy::Weighted, fallback: false, children: vec![(1.0, Node::Leaf(0))] },
+            members: vec![backend.index],
+            deadline: DEFAULT_DEADLINE,
+            max_attempts: DEFAULT_MAX_ATTEMPTS,
+            parking: super::Parking::default(),
+            implicit: true,
+        }));
+    }
+    pools
+}
+
+fn note_mixture(entry: &Entry, members: &[usize], backends: &[Arc<Backend>], findings: &mut Findings) {
+    let simulated = members.iter().filter(|member| backends[**member].kind == BackendType::Simulated).count();
+    if simulated > 0 && simulated < members.len() {
+        findings.notes.push(format!("pool `{}` mixes simulated and real members: some answers will be invented", entry.name));
+    }
+}
+
+fn group<'e>(
+    entry: &'e Entry,
+    by_name: &HashMap<&'e str, &'e Entry>,
+    backends: &[Arc<Backend>],
+    members: &mut Vec<usize>,
+    trail: &mut Vec<&'e str>,
+    findings: &mut Findings,
+) -> Group {
+    let path = format!("backends[{}].backends", entry.name);
+    let mut children = Vec::new();
+    let mut seen = HashSet::new();
+    for member in &entry.backends {
+        let name = member.name.as_str();
+        let place = format!("{path}[{name}]");
+        if !seen.insert(name) {
+            findings.problem(&place, "this member is listed twice; add up the weights instead");
+            continue;
+        }
+        let weight = member.weight.unwrap_or(1.0);
+        if let Some(backend) = backends.iter().find(|backend| &*backend.name == name) {
+            if let Some(leaf) = members.iter().position(|index| *index == backend.index) {
+                children.push((weight, Node::Leaf(leaf)));
+            } else {
+                members.push(backend.index);
+                children.push((weight, Node::Leaf(members.len() - 1)));
+            }
+        } else if trail.contains(&name) {
+            findings.problem(&place, format!("the pool contains itself: {} -> {name}", trail.join(" -> ")));
+        } else if let Some(inner) = by_name.get(name) {
+            trail.push(name);
+            children.push((weight, Node::Group(group(inner, by_name, backends, members, trail, findings))));
+            trail.pop();
+        } else if !findings.notes.iter().any(|note| note.starts_with(&format!("backend `{name}` is left out"))) {
+            let known: Vec<&str> = backends.iter().map(|b| &*b.name).chain(by_name.keys().copied()).collect();
+            findings.problem(&place, unknown_name(name, &known));
+        }
+    }
+    Group {
+        strategy: entry.strategy.as_deref().and_then(Strategy::from_word).unwrap_or(Strategy::Latency),
+        fallback: entry.fallback.unwrap_or(true),
+        children,
+    }
+}
+
+fn unknown_name(name: &str, known: &[&str]) -> String {
+    match nearest(name, known) {
+        Some(best) => format!("no backend or pool has the name `{name}`; did you mean `{best}`?"),
+        None => format!("no backend or pool has the name `{name}`; there are {}", known.join(", ")),
+    }
+}
+
+fn routes(entries: Vec<RouteEntry>, names: &HashMap<Arc<str>, usize>, pools: &[Arc<Pool>], findings: &mut Findings) -> Vec<Route> {
+    let mut seen = HashSet::new();
+    let mut routes: Vec<(u64, Route)> = Vec::new();
+    for entry in entries {
+        let path = format!("routes[{}]", entry.name);
+        if !seen.insert(entry.name.clone()) {
+            findings.problem(&format!("{path}.name"), "this name is used twice");
+        }
+        let pool = match entry.backend.as_str() {
+            "auto" => None,
+            name => {
+                let found = names.get(name).copied();
+                if found.is_none() {
+                    let known: Vec<&str> = names.keys().map(|name| &**name).chain(["auto"]).collect();
+                    findings.problem(&format!("{path}.backend"), unknown_name(name, &known));
+                }
+                found
+            }
+        };
+        let Some(matcher) = path_match(&entry.path) else {
+            findings.problem(&format!("{path}.path"), "a path begins with / and is exact or ends in /*");
+            continue;
+        };
+        let endpoint_is_known = ["/chat/completions", "/completions", "/embeddings"].iter().any(|tail| entry.path.ends_with(tail));
+        if !endpoint_is_known && pool.is_some_and(|pool| pools[pool].members.len() > 1) && matches!(matcher, PathMatch::Exact(_)) {
+            findings.problem(&format!("{path}.backend"), "a path that is passed through needs one backend; a pool cannot resend it");
+        }
+        routes.push((
+            entry.priority.unwrap_or(100),
+            Route {
+                name: entry.name.as_str().into(),
+                path: matcher,
+                methods: entry.methods.unwrap_or_else(|| vec!["POST".into()]),
+                headers: entry.headers.into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect(),
+                pool,
+                deadline: entry.deadline,
+            },
+        ));
+    }
+    debug_assert!(METHODS.contains(&"POST"));
+    routes.sort_by_key(|(priority, _)| *priority);
+    routes.into_iter().map(|(_, route)| route).collect()
+}
+
+fn path_match(path: &str) -> Option<PathMatch> {
+    if !path.starts_with('/') || path.contains(['?', '#', ' ']) {
+        return None;
+    }
+    match path.split_once('*') {
+        None => Some(PathMatch::Exact(path.to_owned())),
+        Some((prefix, "")) if prefix.ends_with('/') => Some(PathMatch::Prefix(prefix.to_owned())),
+        Some(_) => None,
+    }
+}
+
+/// The accepted keys, and whether anybody may call without one.
+fn keys(auth: Option<Auth>, findings: &mut Findings) -> (Vec<ClientKey>, bool) {
+    let keys = match auth {
+        None => return (Vec::new(), false),
+        Some(Auth::Word(_)) => return (Vec::new(), true),
+        Some(Auth::Keys { keys }) => keys,
+    };
+    if keys.is_empty() {
+        findings.problem("auth.keys", "no key is listed; list one, or write `auth: none`");
+    }
+    let mut out = Vec::new();
+    for entry in keys {
+        let path = format!("auth.keys[{}]", entry.name);
+        let digest = match (&entry.key, &entry.sha256) {
+            (Some(key), None) => Some(Sha256::digest(key.expose()).into()),
+            (None, Some(hex)) => {
+                let digest = decode_hex(hex);
+                if digest.is_none() {
+                    findings.problem(&format!("{path}.sha256"), "64 hexadecimal digits are expected");
+                }
+                digest
+            }
+            _ => {
+                findings.problem(&path, "set either key or sha256 (is the variable set?)");
+                None
+            }
+        };
+        if let Some(digest) = digest {
+            out.push(ClientKey { name: entry.name.as_str().into(), digest });
+        }
+    }
+    (out, false)
+}
+
+fn decode_hex(text: &str) -> Option<[u8; 32]> {
+    let mut out = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(out)
+}

@@ -1,0 +1,208 @@
+//! The supervisor of one worker: starts and replaces its pool and provider actors, and fills the slots they are found by.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use actix::prelude::*;
+use tokio::time::Instant;
+
+use crate::actors::director::Director;
+use crate::actors::pool::Pool;
+use crate::actors::provider::Provider;
+use crate::actors::slots::{Shared, SlotState, Slots};
+use crate::actors::{
+    Cancel, Down, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart, Restarted, Retire, RetireReport, ShardState, Snapshot,
+};
+use crate::attempt::Cut;
+
+/// The actor.
+pub struct Shard {
+    slots: Rc<Slots>,
+}
+
+impl Shard {
+    /// Starts every actor of this worker and returns the slots they are found by.
+    pub fn start_worker(shared: &Arc<Shared>, worker: usize, director: &Addr<Director>) -> Rc<Slots> {
+        let slots = Slots::new(Arc::clone(shared), worker);
+        for index in 0..slots.providers.len() {
+            let up = Provider::start_on(&slots, index, 1, false);
+            *slots.providers[index].state.borrow_mut() = SlotState::Up(up);
+        }
+        for index in 0..slots.pools.len() {
+            *slots.pools[index].addr.borrow_mut() = Some(Pool::start_on(&slots, index));
+        }
+        let shard = Self { slots: Rc::clone(&slots) }.start();
+        *slots.shard.borrow_mut() = Some(shard.clone());
+        director.do_send(Register { worker, shard });
+        slots
+    }
+
+    /// Starts the next generation in its slot and wakes the jobs that wait for it.
+    fn bring_up(&self, backend: usize, generation: u32, warm: bool) {
+        let slot = &self.slots.providers[backend];
+        let up = Provider::start_on(&self.slots, backend, generation, warm);
+        let before = slot.state.replace(SlotState::Up(up));
+        if let SlotState::Up(old) = before {
+            slot.retiring.borrow_mut().push(Rc::clone(&old.flights));
+        }
+        slot.restarts.set(slot.restarts.get() + 1);
+        for (index, plan) in self.slots.shared.settings.pools.iter().enumerate() {
+            if plan.members.contains(&backend)
+                && let Some(pool) = self.slots.pool(index)
+            {
+                pool.do_send(ProviderUp);
+            }
+        }
+    }
+
+    fn provider_state(&self, index: usize, now: Instant) -> ProviderState {
+        let slot = &self.slots.providers[index];
+        let mut retiring: Vec<_> = slot.retiring.borrow().iter().flat_map(|flights| flights.views(now)).collect();
+        let draining = retiring.len();
+        let mut state = ProviderState {
+            state: "up",
+            generation: 0,
+            uptime_seconds: 0.0,
+            in_flight: 0,
+            draining,
+            queued: 0,
+            restarts: slot.restarts.get(),
+            crashes: slot.crashed.get(),
+            last_reason: slot.last_reason.borrow().clone(),
+            next_start_seconds: None,
+            flights: Vec::new(),
+        };
+        match &*slot.state.borrow() {
+            SlotState::Up(up) => {
+                state.generation = up.generation;
+                state.uptime_seconds = now.duration_since(up.since).as_secs_f64();
+                state.in_flight = up.flights.len();
+                state.queued = up.queued.get();
+                state.flights = up.flights.views(now);
+            }
+            SlotState::Down { until, failed } => {
+                state.state = if *failed { "failed" } else { "backing-off" };
+                state.next_start_seconds = Some(until.saturating_duration_since(now).as_secs_f64());
+            }
+        }
+        state.flights.append(&mut retiring);
+        state
+    }
+}
+
+impl Actor for Shard {
+    type Context = Context<Self>;
+}
+
+impl Handler<Down> for Shard {
+    type Result = ();
+
+    fn handle(&mut self, down: Down, ctx: &mut Context<Self>) {
+        let slot = &self.slots.providers[down.backend];
+        let backend = &self.slots.shared.settings.backends[down.backend];
+        let old = match &*slot.state.borrow() {
+            SlotState::Up(up) if up.generation == down.generation => Rc::clone(&up.flights),
+            // It was replaced already.
+            SlotState::Up(_) | SlotState::Down { .. } => return,
+        };
+        slot.retiring.borrow_mut().push(old);
+        slot.crashed.set(slot.crashed.get() + 1);
+        let now = Instant::now();
+        let noted = slot.crashes.borrow_mut().note(now.into_std(), backend.restarts_per_minute);
+        let (wait, failed) = match noted {
+            Ok(wait) => (wait, false),
+            Err(wait) => (wait, true),
+        };
+        if failed {
+            tracing::error!(backend = %backend.name, reason = %down.reason, "backend failed: too many crashes within a minute");
+        }
+        let reason = if failed { format!("too many crashes within a minute, last: {}", down.reason) } else { format!("crash: {}", down.reason) };
+        *slot.last_reason.borrow_mut() = Some(reason);
+        *slot.state.borrow_mut() = SlotState::Down { until: now + wait, failed };
+        let index = down.backend;
+        ctx.run_later(wait, move |shard, _| {
+            // An operator may have restarted it meanwhile.
+            if matches!(*shard.slots.providers[index].state.borrow(), SlotState::Down { .. }) {
+                let generation = shard.slots.shared.backends[index].generation.fetch_add(1, Ordering::Relaxed) + 1;
+                shard.bring_up(index, generation, false);
+            }
+        });
+    }
+}
+
+impl Handler<PoolDown> for Shard {
+    type Result = ();
+
+    fn handle(&mut self, down: PoolDown, _: &mut Context<Self>) {
+        let slot = &self.slots.pools[down.pool];
+        slot.restarts.set(slot.restarts.get() + 1);
+        *slot.addr.borrow_mut() = Some(Pool::start_on(&self.slots, down.pool));
+    }
+}
+
+impl Handler<Restart> for Shard {
+    type Result = Restarted;
+
+    fn handle(&mut self, act: Restart, _: &mut Context<Self>) -> Restarted {
+        let slot = &self.slots.providers[act.backend];
+        let old = match &*slot.state.borrow() {
+            SlotState::Up(up) => Some((up.addr.clone(), up.flights.len())),
+            SlotState::Down { .. } => None,
+        };
+        slot.crashes.borrow_mut().clear();
+        *slot.last_reason.borrow_mut() = Some("an operator's restart".into());
+        self.bring_up(act.backend, act.generation, true);
+        match old {
+            Some((addr, in_flight)) => {
+                let deadline = act.deadline.unwrap_or(self.slots.shared.settings.backends[act.backend].drain_timeout);
+                addr.do_send(Retire { deadline, report: Some(act.report) });
+                Restarted { in_flight }
+            }
+            None => {
+                let _ = act.report.send(RetireReport { worker: self.slots.worker, ..RetireReport::default() });
+                Restarted { in_flight: 0 }
+            }
+        }
+    }
+}
+
+impl Handler<Cancel> for Shard {
+    type Result = usize;
+
+    fn handle(&mut self, cancel: Cancel, _: &mut Context<Self>) -> usize {
+        let mut ended = 0;
+        for slot in &self.slots.providers {
+            if let SlotState::Up(up) = &*slot.state.borrow() {
+                ended += up.flights.cut_all(Cut::Operator, Some(&cancel.id));
+            }
+            let retiring = slot.retiring.borrow().clone();
+            ended += retiring.iter().map(|flights| flights.cut_all(Cut::Operator, Some(&cancel.id))).sum::<usize>();
+        }
+        ended
+    }
+}
+
+impl Handler<Snapshot> for Shard {
+    type Result = ShardState;
+
+    fn handle(&mut self, _: Snapshot, _: &mut Context<Self>) -> ShardState {
+        let now = Instant::now();
+        let pools = self.slots.pools.iter().map(|slot| {
+            let stats = slot.stats.borrow();
+            PoolState {
+                requests: stats.requests,
+                absorbed: stats.absorbed,
+                refused: stats.refused,
+                parked: slot.parked.get(),
+                restarts: slot.restarts.get(),
+                members: stats.members.clone(),
+            }
+        });
+        ShardState {
+            worker: self.slots.worker,
+            providers: (0..self.slots.providers.len()).map(|index| self.provider_state(index, now)).collect(),
+            pools: pools.collect(),
+        }
+    }
+}

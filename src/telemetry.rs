@@ -1,0 +1,132 @@
+//! Logs: the subscriber, and every span name and field in one place.
+//!
+//! Span fields are kept as JSON fragments: recording one appends to a string, so that a request costs no parse.
+
+use std::fmt;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::settings::Telemetry;
+
+/// Installs the subscriber; lines are written by a thread of their own until the guard is dropped.
+pub fn init(settings: &Telemetry) -> WorkerGuard {
+    let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
+    // The plan has checked the directives.
+    let filter = EnvFilter::try_new(&settings.logs.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let registry = tracing_subscriber::registry().with(filter);
+    // A subscriber that is there already (in tests) stays.
+    let _ = if settings.logs.format == "pretty" {
+        registry.with(layer.with_target(false)).try_init()
+    } else {
+        registry.with(layer.fmt_fields(Fragments).event_format(JsonLines)).try_init()
+    };
+    guard
+}
+
+/// Writes fields as `"name":value` fragments, each followed by a comma.
+struct Fragments;
+
+impl<'w> FormatFields<'w> for Fragments {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = FragmentVisitor { writer, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+
+    fn add_fields(&self, current: &'w mut FormattedFields<Self>, fields: &tracing::span::Record<'_>) -> fmt::Result {
+        self.format_fields(current.as_writer(), fields)
+    }
+}
+
+struct FragmentVisitor<'w> {
+    writer: Writer<'w>,
+    result: fmt::Result,
+}
+
+impl FragmentVisitor<'_> {
+    fn put(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        if self.result.is_ok() {
+            self.result = write!(self.writer, "\"{}\":{value},", field.name());
+        }
+    }
+}
+
+impl Visit for FragmentVisitor<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        if value.is_finite() {
+            self.put(field, format_args!("{value}"));
+        } else {
+            self.put(field, format_args!("null"));
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, format_args!("{}", Quoted(value)));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        self.put(field, format_args!("{}", Quoted(&text)));
+    }
+}
+
+/// Text as a JSON string.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = self.0.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\');
+        if plain {
+            return write!(f, "\"{}\"", self.0);
+        }
+        f.write_str(&serde_json::to_string(self.0).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// One JSON object a line: the event's fields, then each span's under its name.
+struct JsonLines;
+
+impl<S> FormatEvent<S, Fragments> for JsonLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, Fragments>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let meta = event.metadata();
+        let time = humantime::format_rfc3339_micros(std::time::SystemTime::now());
+        write!(writer, "{{\"time\":\"{time}\",\"level\":\"{}\",\"target\":\"{}\"", meta.level(), meta.target())?;
+        let mut fields = String::new();
+        Fragments.format_fields(Writer::new(&mut fields), event)?;
+        if !fields.is_empty() {
+            write!(writer, ",{}", fields.trim_end_matches(','))?;
+        }
+        for span in ctx.event_scope().into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
+            let extensions = span.extensions();
+            if let Some(fields) = extensions.get::<FormattedFields<Fragments>>() {
+                write!(writer, ",\"{}\":{{{}}}", span.name(), fields.fields.trim_end_matches(','))?;
+            }
+        }
+        writeln!(writer, "}}")
+    }
+}

@@ -1,0 +1,103 @@
+// Starts the stand-in and the gateway on free ports, once for each test file, and gives the tests their client.
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { createRequire } from "node:module";
+import { createServer } from "node:net";
+import { fileURLToPath } from "node:url";
+import { after, afterEach, before, beforeEach } from "node:test";
+
+const here = fileURLToPath(new URL("..", import.meta.url));
+const require = createRequire(process.env.SDK_NODE_MODULES + "/");
+
+export const OpenAI = require("openai");
+export const PIECES = ["Grüße 🎉", " from ", "a\u2028line", ' & "quotes"', "\nend."];
+export const TEXT = PIECES.join("");
+export const BACKENDS = ["oai", "az", "az1", "mis", "llama", "groq", "together"];
+
+export const user = (content) => [{ role: "user", content }];
+
+const tool = (name, argument) => ({
+  type: "function",
+  function: { name, parameters: { type: "object", properties: { [argument]: { type: "string" } }, required: [argument] } },
+});
+
+export const TOOLS = [tool("get_weather", "city"), tool("get_time", "zone")];
+
+let standin;
+let gateway;
+let standinUrl;
+let gatewayUrl;
+let log = "";
+
+function freePort() {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.on("error", reject);
+    server.listen(0, "127.0.0.1", () => {
+      const { port } = server.address();
+      server.close(() => resolve(port));
+    });
+  });
+}
+
+const firstLine = (child) => new Promise((resolve) => child.stdout.once("data", (bytes) => resolve(String(bytes).trim())));
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+async function awaitReady() {
+  const giveUp = Date.now() + 20_000;
+  while (Date.now() < giveUp && gateway.exitCode === null) {
+    const reply = await fetch(`${gatewayUrl}/ready`).catch(() => null);
+    if (reply?.status === 200) return;
+    await pause(20);
+  }
+  throw new Error(`the gateway did not become ready:\n${log.slice(-4000)}`);
+}
+
+async function startGateway() {
+  const [port, deadPort] = [await freePort(), await freePort()];
+  gatewayUrl = `http://127.0.0.1:${port}`;
+  const env = { ...process.env, GATEWAY_PORT: port, STANDIN_PORT: new URL(standinUrl).port, DEAD_PORT: deadPort };
+  gateway = spawn(process.env.STAGEDOOR_BIN, ["--config", `${here}/gateway.yaml`], { env, stdio: ["ignore", "pipe", "pipe"] });
+  for (const output of [gateway.stdout, gateway.stderr]) output.on("data", (bytes) => (log = (log + bytes).slice(-8000)));
+  await awaitReady();
+}
+
+export async function control(path, method = "POST", body) {
+  const reply = await fetch(`${standinUrl}/control/${path}`, {
+    method,
+    body: body && JSON.stringify(body),
+    headers: { "content-type": "application/json" },
+  });
+  assert.equal(reply.status, 200);
+  return reply.json();
+}
+
+export const providerRequests = () => control("requests", "GET");
+
+export const client = (options) =>
+  new OpenAI({ baseURL: `${gatewayUrl}/v1`, apiKey: "client-key-1", maxRetries: 0, timeout: 30_000, ...options });
+
+// Registers what every test file needs. With `fresh`, each test has a gateway of its own, in which backends may fail.
+export function prepare({ fresh = false } = {}) {
+  before(async () => {
+    standin = spawn(process.env.SDK_PYTHON, [`${here}/standin.py`], { stdio: ["ignore", "pipe", "inherit"] });
+    standinUrl = `http://127.0.0.1:${await firstLine(standin)}`;
+    if (!fresh) await startGateway();
+  });
+  beforeEach(async () => {
+    await control("reset");
+    if (fresh) await startGateway();
+  });
+  afterEach(async () => {
+    const alive = gateway.exitCode === null && gateway.signalCode === null;
+    if (fresh) gateway.kill("SIGKILL");
+    assert.ok(alive, "the gateway has died");
+    assert.deepEqual(await control("breaches", "GET"), []);
+  });
+  after(() => {
+    gateway?.kill("SIGKILL");
+    standin?.kill("SIGKILL");
+  });
+}
