@@ -155,7 +155,9 @@ impl GatewayError {
                 ErrorForm { param: Some("model".into()), ..form(404, "invalid_request_error", "model_not_found") }
             }
             Self::NotBuilt { .. } => ErrorForm { is_final: true, ..form(501, "server_error", "dialect_not_built") },
-            Self::PassthroughPool { .. } => ErrorForm { is_final: true, ..form(501, "server_error", "passthrough_needs_one_backend") },
+            Self::PassthroughPool { .. } => {
+                ErrorForm { is_final: true, ..form(501, "server_error", "passthrough_needs_one_backend") }
+            }
             Self::NoBackend { .. } => ErrorForm { retry_after: soon, ..form(503, "server_error", "no_backend") },
             Self::Saturated { .. } => ErrorForm { retry_after: soon, ..form(503, "server_error", "backend_saturated") },
             Self::Deadline => form(504, "server_error", "deadline_exceeded"),
@@ -169,9 +171,12 @@ impl GatewayError {
     pub fn class(&self) -> &'static str {
         match self {
             Self::Upstream(failure) => failure.class.word(),
-            Self::Body(_) | Self::BodyRead | Self::BodyTimeout(_) | Self::BodyTooLarge { .. } | Self::ContentType | Self::BadPath => {
-                "caller"
-            }
+            Self::Body(_)
+            | Self::BodyRead
+            | Self::BodyTimeout(_)
+            | Self::BodyTooLarge { .. }
+            | Self::ContentType
+            | Self::BadPath => "caller",
             Self::NoKey | Self::WrongKey => "unauthenticated",
             Self::UnknownPath { .. } | Self::Method { .. } => "no_route",
             Self::UnknownModel { .. } => "model_unknown",
@@ -190,9 +195,7 @@ fn upstream_form(failure: &Failure) -> ErrorForm {
     let backend = failure.backend.as_deref().unwrap_or("upstream");
     let own = |text: &str| format!("backend `{backend}`: {text}");
     let (status, kind, code, message, is_final) = match failure.class {
-        FailureClass::Caller => {
-            (failure.status.unwrap_or(400), "invalid_request_error", None, failure.message.clone(), true)
-        }
+        FailureClass::Caller => (failure.status.unwrap_or(400), "invalid_request_error", None, failure.message.clone(), true),
         FailureClass::ModelUnknown => (404, "invalid_request_error", Some("model_not_found"), failure.message.clone(), true),
         // The client's own key is fine: this is the operator's to mend, and the provider's words may quote the key.
         FailureClass::Credential => {

@@ -1,13 +1,13 @@
 #![allow(missing_docs, reason = "wip")]
-pub mod settings;
+pub mod actors;
+pub mod attempt;
+pub mod balance;
 pub mod chat;
 pub mod dialect;
-pub mod balance;
-pub mod attempt;
 pub mod error;
-pub mod simulate;
-pub mod actors;
-pub mod shard;
 pub mod http;
+pub mod settings;
+pub mod shard;
+pub mod simulate;
 pub mod startup;
 pub mod telemetry;

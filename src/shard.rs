@@ -12,7 +12,8 @@ use crate::actors::pool::Pool;
 use crate::actors::provider::Provider;
 use crate::actors::slots::{Shared, SlotState, Slots};
 use crate::actors::{
-    Cancel, Down, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart, Restarted, Retire, RetireReport, ShardState, Snapshot,
+    Cancel, Down, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart, Restarted, Retire, RetireReport, ShardState,
+    Snapshot,
 };
 use crate::attempt::Cut;
 
@@ -117,7 +118,11 @@ impl Handler<Down> for Shard {
         if failed {
             tracing::error!(backend = %backend.name, reason = %down.reason, "backend failed: too many crashes within a minute");
         }
-        let reason = if failed { format!("too many crashes within a minute, last: {}", down.reason) } else { format!("crash: {}", down.reason) };
+        let reason = if failed {
+            format!("too many crashes within a minute, last: {}", down.reason)
+        } else {
+            format!("crash: {}", down.reason)
+        };
         *slot.last_reason.borrow_mut() = Some(reason);
         *slot.state.borrow_mut() = SlotState::Down { until: now + wait, failed };
         let index = down.backend;

@@ -48,18 +48,15 @@ impl Application {
         let started = Instant::now();
         let next_worker = Arc::new(AtomicUsize::new(0));
         let server = &settings.server;
-        let workers = if server.workers == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { server.workers };
+        let workers =
+            if server.workers == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { server.workers };
 
         let factory_shared = Arc::clone(&shared);
         let server = HttpServer::new(move || {
             let worker = next_worker.fetch_add(1, Ordering::Relaxed);
             let slots = Shard::start_worker(&factory_shared, worker, &director);
             let gateway = Rc::new(Gateway::new(slots, director.clone(), started));
-            App::new()
-                .app_data(gateway)
-                .configure(routes)
-                .wrap_fn(request_id_header)
-                .wrap(TracingLogger::<RequestSpan>::new())
+            App::new().app_data(gateway).configure(routes).wrap_fn(request_id_header).wrap(TracingLogger::<RequestSpan>::new())
         })
         .workers(workers)
         .max_connections(server.max_connections)

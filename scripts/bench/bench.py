@@ -356,7 +356,8 @@ class Table:
         cells = [label, show(direct), show(nginx), show(gateway), show(combined, ratio), show(log), limit, verdict]
         self.rows.append("| " + " | ".join(cells) + " |")
         names = ("direct", "nginx", "gateway", "combined", "access_log")
-        figures = {n: s and {"median": statistics.median(s), "min": min(s), "max": max(s)} for n, s in zip(names, (direct, nginx, gateway, combined, log))}
+        series = zip(names, (direct, nginx, gateway, combined, log))
+        figures = {n: s and {"median": statistics.median(s), "min": min(s), "max": max(s)} for n, s in series}
         self.data.append({"measure": label, **figures, "budget": budget, "verdict": verdict or None})
 
     def fill(self):
@@ -380,8 +381,9 @@ class Table:
         plain("CPU per SSE chunk, 64 streams, 5 ms gap, µs", "stream", "cpu", 1.15)
         for size, name, limits in (("100k", "100 KB", (1.4, 1.8)), ("1m", "1 MB", (None, None))):
             floor = s("body", "nginx", size)
-            self.row(f"CPU per request, {name} body, model unchanged, µs", None, floor, s("body", "gateway", size), None, "x", limits[0], "ratio")
-            self.row(f"CPU per request, {name} body, model rewritten, µs", None, floor, s("body", "gateway-alias", size), None, "x", limits[1], "ratio")
+            for lane, what, limit in zip(("gateway", "gateway-alias"), ("unchanged", "rewritten"), limits):
+                label = f"CPU per request, {name} body, model {what}, µs"
+                self.row(label, None, floor, s("body", lane, size), None, "x", limit, "ratio")
         for q in ("p50", "p99"):
             base = s("latency", "direct", q)
             self.row(f"added latency {q}, 1 connection, µs (direct: whole)", base, *(added("latency", w, q) for w in ways[1:]), "-")
@@ -461,7 +463,10 @@ def notes(rounds, foreign, results):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="run", description=__doc__.splitlines()[0], epilog="Environment: ROUNDS, STAGEDOOR_BIN, NGINX, BENCH_CPUS (core of the process under test, core of mock and load).")
+    environment = "ROUNDS, STAGEDOOR_BIN, NGINX, BENCH_CPUS (core of the process under test, core of mock and load)"
+    parser = argparse.ArgumentParser(
+        prog="run", description=__doc__.splitlines()[0], epilog=f"Environment: {environment}."
+    )
     parser.add_argument("--quick", action="store_true", help="two short rounds: a look, not a verdict")
     parser.add_argument("--only", metavar="NAME", choices=[*MEASURES, "memory"], help="one of: " + ", ".join([*MEASURES, "memory"]))
     options = parser.parse_args()

@@ -100,7 +100,9 @@ impl Handler<Outcome> for Pool {
     fn handle(&mut self, Outcome(settled): Outcome, _: &mut Context<Self>) {
         let mut stats = self.core.slots.pools[self.core.plan.index].stats.borrow_mut();
         stats.absorbed += u64::from(settled.absorbed && settled.end == End::Served);
-        let Some(member) = stats.members.get_mut(usize::from(settled.member)) else { return };
+        let Some(member) = stats.members.get_mut(usize::from(settled.member)) else {
+            return;
+        };
         member.attempts += 1;
         match settled.end {
             End::Served => member.served += 1,
@@ -306,7 +308,10 @@ impl Core {
             let pool = Arc::clone(&self.plan.name);
             let error = match job.0.ledger.worst.take() {
                 Some(worst) => GatewayError::Upstream(worst),
-                None => GatewayError::NoBackend { pool, reason: "every backend is starting and too many requests wait already".into() },
+                None => GatewayError::NoBackend {
+                    pool,
+                    reason: "every backend is starting and too many requests wait already".into(),
+                },
             };
             return self.refuse(job, error);
         }

@@ -22,7 +22,8 @@ use super::pool::crash_failure;
 use super::slots::{Slots, Up};
 use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Retire, RetireReport};
 use crate::attempt::{
-    Cut, End, FlightGuard, FlightPlan, Flights, HttpClient, Settled, Station, Tower, Transport, Verdict, panic_message, warm_up, work,
+    Cut, End, FlightGuard, FlightPlan, Flights, HttpClient, Settled, Station, Tower, Transport, Verdict, panic_message, warm_up,
+    work,
 };
 use crate::balance::Permit;
 use crate::dialect::Dialect;
@@ -247,7 +248,9 @@ impl Provider {
 
     fn leave_when_empty(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        let Some(retirement) = &mut self.retired else { return };
+        let Some(retirement) = &mut self.retired else {
+            return;
+        };
         if now >= retirement.cut_at {
             self.flights.cut_all(Cut::Drain, None);
         }
@@ -266,7 +269,10 @@ impl Provider {
                 duration_seconds: now.duration_since(retirement.since).as_secs_f64(),
             });
         }
-        self.slots.providers[self.station.backend.index].retiring.borrow_mut().retain(|flights| !Rc::ptr_eq(flights, &self.flights));
+        self.slots.providers[self.station.backend.index]
+            .retiring
+            .borrow_mut()
+            .retain(|flights| !Rc::ptr_eq(flights, &self.flights));
         ctx.stop();
     }
 

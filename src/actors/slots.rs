@@ -56,7 +56,9 @@ impl Shared {
         for backend in &settings.backends {
             let tls = match &backend.network.ca_pem {
                 _ if backend.simulated.is_some() => None,
-                Some(pem) => Some(tls_config(&roots, Some(pem)).map_err(|error| format!("backend `{}`: caFile: {error}", backend.name))?),
+                Some(pem) => {
+                    Some(tls_config(&roots, Some(pem)).map_err(|error| format!("backend `{}`: caFile: {error}", backend.name))?)
+                }
                 None => Some(Arc::clone(&plain)),
             };
             backends.push(SharedBackend {

@@ -323,14 +323,17 @@ impl Flight {
         let counter = if end == End::Cut { &self.flights.cut } else { &self.flights.completed };
         counter.set(counter.get() + 1);
         let now = Instant::now();
-        self.flights.tower.settled(self.pool, Settled {
-            member: self.member,
-            end,
-            first_content: self.first_content.get().map(|at| at.duration_since(self.started)),
-            duration: now.duration_since(self.started),
-            usage,
-            absorbed: self.absorbed.get(),
-        });
+        self.flights.tower.settled(
+            self.pool,
+            Settled {
+                member: self.member,
+                end,
+                first_content: self.first_content.get().map(|at| at.duration_since(self.started)),
+                duration: now.duration_since(self.started),
+                usage,
+                absorbed: self.absorbed.get(),
+            },
+        );
         if self.flights.has_queue.get() {
             self.flights.tower.permit_returned();
         }

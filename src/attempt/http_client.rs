@@ -83,11 +83,17 @@ impl HttpClient {
         let reply = sending.await.map_err(|error| self.name_error(&error))?;
         let status = reply.status();
         let headers = reply.headers().clone();
-        let body = reply.map(|chunk| chunk.map_err(|_| Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end")));
+        let body = reply
+            .map(|chunk| chunk.map_err(|_| Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end")));
         Ok(Incoming { status, headers, body: IncomingBody::Http(Box::pin(body)) })
     }
 
-    fn known(&self, endpoint: Endpoint, model: Option<&str>, make: &dyn Fn() -> String) -> Result<FrozenClientRequest, SendFailure> {
+    fn known(
+        &self,
+        endpoint: Endpoint,
+        model: Option<&str>,
+        make: &dyn Fn() -> String,
+    ) -> Result<FrozenClientRequest, SendFailure> {
         let key = model.unwrap_or_default();
         let mut known = self.known.borrow_mut();
         let known = known.entry(endpoint).or_default();
@@ -132,19 +138,20 @@ impl HttpClient {
                 sent: false,
             },
             // awc's name for an end of file before the head, on a new connection as well as on a used one.
-            SendRequestError::Connect(ConnectError::Disconnected) => socket("the provider closed the connection before it answered", true),
+            SendRequestError::Connect(ConnectError::Disconnected) => {
+                socket("the provider closed the connection before it answered", true)
+            }
             SendRequestError::Connect(ConnectError::Resolver(_) | ConnectError::NoRecords | ConnectError::Unresolved) => {
                 socket("the provider's host name could not be resolved", false)
             }
             SendRequestError::Connect(error) => socket(&format!("no connection to the provider: {}", kind_of(error)), false),
             SendRequestError::Url(_) | SendRequestError::Http(_) => unsendable("the request could not be formed"),
-            SendRequestError::Response(actix_http::error::ParseError::Io(_)) | SendRequestError::Send(_) | SendRequestError::H2(_) => {
-                socket("the connection to the provider broke before it answered", true)
+            SendRequestError::Response(actix_http::error::ParseError::Io(_))
+            | SendRequestError::Send(_)
+            | SendRequestError::H2(_) => socket("the connection to the provider broke before it answered", true),
+            SendRequestError::Response(_) => {
+                SendFailure { failure: Failure::new(FailureClass::Malformed, "the provider's answer is not HTTP"), sent: true }
             }
-            SendRequestError::Response(_) => SendFailure {
-                failure: Failure::new(FailureClass::Malformed, "the provider's answer is not HTTP"),
-                sent: true,
-            },
             SendRequestError::Body(_) => SendFailure {
                 failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, "the request body broke off") },
                 sent: true,

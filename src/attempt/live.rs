@@ -47,21 +47,32 @@ pub struct Upstream {
     wants_comment: bool,
     /// What ends the stream once everything before it is delivered.
     failed: Option<Failure>,
+    /// Whether the provider's bytes have ended: they must not be asked for again.
+    is_over: bool,
 }
 
 impl Upstream {
     /// Starts with what was read up to the first content.
     pub fn new(bytes: IncomingBody, meter: Meter, request_bytes: usize, ends_by: Instant) -> Self {
         let now = Instant::now();
-        Self { bytes, meter, request_bytes, ends_by, last_pull: now, last_emit: now, waiting_since: None, wants_comment: false, failed: None }
+        Self {
+            bytes,
+            meter,
+            request_bytes,
+            ends_by,
+            last_pull: now,
+            last_emit: now,
+            waiting_since: None,
+            wants_comment: false,
+            failed: None,
+            is_over: false,
+        }
     }
 
     /// Tokens as reported, else estimated.
     pub fn usage_or_estimate(&self) -> Usage {
         match &self.meter {
-            Meter::Events(relay) => {
-                relay.usage().unwrap_or_else(|| Usage::estimate(self.request_bytes, relay.content_events()))
-            }
+            Meter::Events(relay) => relay.usage().unwrap_or_else(|| Usage::estimate(self.request_bytes, relay.content_events())),
             Meter::Bytes { tail, .. } => usage_in_tail(tail).unwrap_or(Usage { estimated: true, ..Usage::default() }),
         }
     }
@@ -109,12 +120,18 @@ impl Upstream {
     }
 
     /// Reads once from the provider: ready when the meter has taken something in, or at the end.
-    fn take_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
-        match std::task::ready!(self.bytes.poll_next(cx)) {
-            Some(Ok(chunk)) => Poll::Ready(self.meter.feed(chunk).map(|()| true)),
-            Some(Err(failure)) => Poll::Ready(Err(failure)),
-            None => Poll::Ready(self.meter.finish().map(|()| false)),
-        }
+    fn take_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(match std::task::ready!(self.bytes.poll_next(cx)) {
+            Some(Ok(chunk)) => self.meter.feed(chunk),
+            Some(Err(failure)) => {
+                self.is_over = true;
+                Err(failure)
+            }
+            None => {
+                self.is_over = true;
+                self.meter.finish()
+            }
+        })
     }
 }
 
@@ -190,7 +207,9 @@ impl LiveBody {
         let now = Instant::now();
         let step = {
             let mut cell = self.flight.upstream.borrow_mut();
-            let Some(upstream) = cell.as_mut() else { return Poll::Ready(None) };
+            let Some(upstream) = cell.as_mut() else {
+                return Poll::Ready(None);
+            };
             upstream.last_pull = now;
             next(upstream, cx, now)
         };
@@ -204,7 +223,7 @@ impl LiveBody {
                 let upstream = self.flight.upstream.borrow_mut().take();
                 let usage = upstream.as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
                 self.close(End::Served, usage);
-                if let Some(upstream) = upstream {
+                if let Some(upstream) = upstream.filter(|upstream| !upstream.is_over) {
                     linger(upstream.bytes);
                 }
                 Poll::Ready(None)
@@ -225,7 +244,11 @@ impl LiveBody {
         let is_events = upstream.as_ref().is_none_or(|upstream| matches!(upstream.meter, Meter::Events(_)));
         let usage = upstream.as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
         self.close(End::Truncated(failure.class), usage);
-        let form = crate::error::GatewayError::Upstream(Box::new(Failure { backend: Some(self.flight.backend.name.clone()), ..failure.clone() })).form();
+        let form = crate::error::GatewayError::Upstream(Box::new(Failure {
+            backend: Some(self.flight.backend.name.clone()),
+            ..failure.clone()
+        }))
+        .form();
         Some(last_words(is_events, &form.message, &form.kind, form.code.as_deref().unwrap_or("upstream_error")))
     }
 
@@ -281,6 +304,7 @@ fn next(upstream: &mut Upstream, cx: &mut Context<'_>, now: Instant) -> Step {
                 }
                 Poll::Ready(Some(Err(failure))) => return Step::Fail(failure),
                 Poll::Ready(None) => {
+                    upstream.is_over = true;
                     return match upstream.meter.finish() {
                         Ok(()) => Step::Done,
                         Err(failure) => Step::Fail(failure),
@@ -293,7 +317,7 @@ fn next(upstream: &mut Upstream, cx: &mut Context<'_>, now: Instant) -> Step {
             },
         }
         match upstream.take_in(cx) {
-            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(failure)) => upstream.failed = Some(failure),
             Poll::Pending => {
                 upstream.waiting_since.get_or_insert(now);

@@ -12,11 +12,11 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, Span, info_span};
 
+use super::Station;
 use super::call::{Answer, AnswerBody, AnswerHeaders, Call, Ledger};
 use super::flight::{End, FlightGuard};
 use super::live::{LiveBody, Meter, Upstream};
 use super::transport::{Address, Incoming, IncomingBody, Outgoing, OutgoingBody, SendFailure};
-use super::Station;
 use crate::balance::back_off;
 use crate::chat::{Endpoint, Failure, FailureClass, Phase, Retry};
 use crate::dialect::{Ask, Codec, ErrorReply};
@@ -39,7 +39,13 @@ pub enum Verdict {
 }
 
 /// Runs the tries of a job.
-pub async fn work(station: &Rc<Station>, call: &Call, ledger: &mut Ledger, flight: &mut Option<FlightGuard>, only: bool) -> Verdict {
+pub async fn work(
+    station: &Rc<Station>,
+    call: &Call,
+    ledger: &mut Ledger,
+    flight: &mut Option<FlightGuard>,
+    only: bool,
+) -> Verdict {
     let backend = &station.backend;
     let Some(codec) = &station.codec else {
         return Verdict::Failed(Failure::new(FailureClass::Malformed, "this backend's dialect is not built"));
@@ -142,7 +148,8 @@ async fn one_try(
             let body = match &passthrough.stream {
                 Some(stream) => {
                     let payload = stream.payload.lock().ok().and_then(|mut payload| payload.take());
-                    let payload = payload.ok_or_else(|| Failure::new(FailureClass::Socket, "the request body was sent already"))?;
+                    let payload =
+                        payload.ok_or_else(|| Failure::new(FailureClass::Socket, "the request body was sent already"))?;
                     OutgoingBody::Stream { length: stream.length, bytes: payload.take().0 }
                 }
                 None => OutgoingBody::Full(codec.encode(&ask)?.body),
@@ -163,7 +170,10 @@ async fn one_try(
         }
         Err(_) => {
             ledger.sent = true;
-            return Err(Failure::new(FailureClass::Timeout(Phase::Head), format!("no answer from the provider within {:?}", head_ends - now)));
+            return Err(Failure::new(
+                FailureClass::Timeout(Phase::Head),
+                format!("no answer from the provider within {:?}", head_ends - now),
+            ));
         }
     };
 
@@ -176,7 +186,10 @@ async fn one_try(
     }
     if let Some(encoding) = incoming.headers.get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
         let encoding = encoding.to_str().unwrap_or("unknown").to_owned();
-        return Err(Failure::new(FailureClass::Malformed, format!("the provider's reply is encoded as {encoding}, which was not asked for")));
+        return Err(Failure::new(
+            FailureClass::Malformed,
+            format!("the provider's reply is encoded as {encoding}, which was not asked for"),
+        ));
     }
     if call.is_stream() {
         stream_reply(head, codec, &ask, incoming, flight, attempt_ends, call.deadline.min(now + limits.total)).await
@@ -235,7 +248,9 @@ async fn whole_reply(
     let declared = content_length(&incoming.headers);
     let body = match timeout_at(ends, collect(&mut incoming.body, limit)).await {
         Ok(body) => body?,
-        Err(_) => return Err(Failure::new(FailureClass::Timeout(Phase::Total), "the provider's reply was not whole in time")),
+        Err(_) => {
+            return Err(Failure::new(FailureClass::Timeout(Phase::Total), "the provider's reply was not whole in time"));
+        }
     };
     if declared.is_some_and(|declared| declared != body.len() as u64) {
         return Err(Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end"));
@@ -296,7 +311,9 @@ async fn stream_reply(
 /// A passed-through reply is committed at its head, whatever its status.
 fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Option<FlightGuard>, ends: Instant) -> Box<Answer> {
     let mut headers = client_headers(&incoming.headers);
-    for name in [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CONTENT_ENCODING, header::CONTENT_LENGTH, header::RETRY_AFTER] {
+    for name in
+        [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CONTENT_ENCODING, header::CONTENT_LENGTH, header::RETRY_AFTER]
+    {
         if let Some(value) = incoming.headers.get(&name) {
             headers.push((name, value.clone()));
         }
@@ -329,7 +346,10 @@ async fn collect(body: &mut IncomingBody, limit: u64) -> Result<Bytes, Failure> 
         let chunk = chunk?;
         if (all.len() + chunk.len() + first.as_ref().map_or(0, Bytes::len)) as u64 > limit {
             let limit = crate::settings::format_size(limit);
-            return Err(Failure::new(FailureClass::Malformed, format!("the provider's reply is larger than the limit of {limit}")));
+            return Err(Failure::new(
+                FailureClass::Malformed,
+                format!("the provider's reply is larger than the limit of {limit}"),
+            ));
         }
         // Most replies are one chunk, which needs no copy.
         match (first.take(), all.is_empty()) {
@@ -364,7 +384,8 @@ async fn error_reply(codec: &Codec, mut incoming: Incoming, ends: Instant) -> Fa
 
 /// A success that is not a stream although one was asked for: an error object, or something else altogether.
 async fn not_a_stream(mut incoming: Incoming, ends: Instant) -> Failure {
-    let content_type = incoming.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("no content type").to_owned();
+    let content_type =
+        incoming.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("no content type").to_owned();
     let body = timeout_at(ends, collect(&mut incoming.body, ERROR_BODY as u64)).await;
     let tree = body.ok().and_then(Result::ok).and_then(|body| serde_json::from_slice(&body).ok());
     tree.and_then(|tree| crate::dialect::openai::failure_in_reply(&tree)).unwrap_or_else(|| {
@@ -393,7 +414,10 @@ fn client_headers(headers: &HeaderMap) -> AnswerHeaders {
     let mut out = AnswerHeaders::new();
     let mut has_id = false;
     for (name, value) in headers {
-        if name.as_str().starts_with("x-ratelimit-") || name.as_str() == "openai-processing-ms" || name.as_str() == "x-stagedoor-simulated" {
+        if name.as_str().starts_with("x-ratelimit-")
+            || name.as_str() == "openai-processing-ms"
+            || name.as_str() == "x-stagedoor-simulated"
+        {
             out.push((name.clone(), value.clone()));
         } else if !has_id && IDS.contains(&name.as_str()) {
             has_id = true;

@@ -33,7 +33,9 @@ fn draw(group: &Group, unit: f64, admitted: impl Fn(&Node) -> bool) -> Option<(&
     let open = || group.children.iter().filter(|(_, node)| admitted(node));
     let total: f64 = open().map(|(weight, _)| weight).sum();
     // Weights of zero mean "only when nothing else is left": then all count the same.
-    let share = |weight: f64| if total > 0.0 { weight / total } else { 1.0 / open().count().max(1) as f64 };
+    let share = |weight: f64| {
+        if total > 0.0 { weight / total } else { 1.0 / open().count().max(1) as f64 }
+    };
     let mut rest = unit;
     let mut last = None;
     for (weight, node) in open() {

@@ -166,6 +166,15 @@ pub struct Failure {
 impl Failure {
     /// A failure with nothing but a class and a message.
     pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
-        Self { class, status: None, message: message.into(), kind: None, param: None, code: None, retry_after: None, backend: None }
+        Self {
+            class,
+            status: None,
+            message: message.into(),
+            kind: None,
+            param: None,
+            code: None,
+            retry_after: None,
+            backend: None,
+        }
     }
 }

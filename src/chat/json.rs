@@ -72,7 +72,10 @@ impl<'a> Lexer<'a> {
     ///
     /// # Errors
     /// Malformed JSON, or what `each` returns.
-    pub fn object<E: From<JsonError>>(&mut self, mut each: impl FnMut(&mut Self, Range<usize>) -> Result<(), E>) -> Result<(), E> {
+    pub fn object<E: From<JsonError>>(
+        &mut self,
+        mut each: impl FnMut(&mut Self, Range<usize>) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.expect(b'{', "an object is expected")?;
         self.descend()?;
         if self.peek() == Some(b'}') {
@@ -254,7 +257,9 @@ mod tests {
 
     #[test]
     fn malformed_texts_are_refused_where_they_break() {
-        for text in ["", "{", "{\"a\"}", "[1,]", "[1 2]", "01", "1.", "\"\n\"", "\"\\x\"", "\"\\u12g4\"", "nul", "{} {}", "{,}", "-"] {
+        for text in
+            ["", "{", "{\"a\"}", "[1,]", "[1 2]", "01", "1.", "\"\n\"", "\"\\x\"", "\"\\u12g4\"", "nul", "{} {}", "{,}", "-"]
+        {
             assert!(!accepts(text.as_bytes()), "{text}");
         }
         let deep = "[".repeat(200) + &"]".repeat(200);
@@ -272,7 +277,8 @@ mod tests {
         leaf.prop_recursive(4, 64, 8, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
-                prop::collection::vec((".*", inner), 0..6).prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().collect())),
+                prop::collection::vec((".*", inner), 0..6)
+                    .prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().collect())),
             ]
         })
     }

@@ -105,8 +105,24 @@ pub enum Shape {
 }
 
 /// Fields that may stand only once: a duplicate could be read one way here and another way by the provider.
-const WATCHED: &[&str] = &["model", "messages", "stream", "stream_options", "n", "tools", "response_format", "logprobs",
-    "modalities", "audio", "input", "encoding_format", "max_tokens", "max_completion_tokens", "functions", "tool_choice"];
+const WATCHED: &[&str] = &[
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "n",
+    "tools",
+    "response_format",
+    "logprobs",
+    "modalities",
+    "audio",
+    "input",
+    "encoding_format",
+    "max_tokens",
+    "max_completion_tokens",
+    "functions",
+    "tool_choice",
+];
 
 /// Scans a body.
 ///
@@ -156,7 +172,9 @@ impl Scan {
             "model" => match unquote(value) {
                 Some(model) if model.is_empty() => return wrong("must not be empty"),
                 Some(model) if model.len() > 256 => return wrong("is longer than 256 bytes"),
-                Some(model) if model.chars().any(char::is_control) => return wrong("must not hold control characters"),
+                Some(model) if model.chars().any(char::is_control) => {
+                    return wrong("must not hold control characters");
+                }
                 Some(model) => self.model = Some(model.into()),
                 None => return wrong("must be a string"),
             },

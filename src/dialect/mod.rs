@@ -75,7 +75,9 @@ impl Dialect {
     /// The dialect a backend type speaks.
     pub fn of(kind: BackendType) -> Self {
         match kind {
-            BackendType::OpenAi | BackendType::Azure | BackendType::Meta | BackendType::Mistral | BackendType::Simulated => Self::OpenAi,
+            BackendType::OpenAi | BackendType::Azure | BackendType::Meta | BackendType::Mistral | BackendType::Simulated => {
+                Self::OpenAi
+            }
             BackendType::Anthropic => Self::Anthropic,
             BackendType::Google => Self::Google,
         }

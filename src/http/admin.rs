@@ -53,7 +53,8 @@ fn backends(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
     let shared = &gateway.shared;
     let describe = |(index, backend): (usize, &std::sync::Arc<crate::settings::Backend>)| {
         let workers: Vec<_> = shards.iter().map(|shard| (shard.worker, &shard.providers[index])).collect();
-        let sum = |count: &dyn Fn(&crate::actors::ProviderState) -> u64| workers.iter().map(|(_, state)| count(state)).sum::<u64>();
+        let sum =
+            |count: &dyn Fn(&crate::actors::ProviderState) -> u64| workers.iter().map(|(_, state)| count(state)).sum::<u64>();
         let permits = &shared.backends[index].permits;
         json!({
             "name": &*backend.name,
@@ -197,7 +198,13 @@ pub async fn restart(request: HttpRequest, name: web::Path<String>, options: web
     };
     let deadline = match options.deadline.as_deref().map(humantime::parse_duration).transpose() {
         Ok(deadline) => deadline,
-        Err(_) => return refuse(StatusCode::BAD_REQUEST, "`deadline` is not a duration; write it like 250ms, 30s or 2m", "invalid_value"),
+        Err(_) => {
+            return refuse(
+                StatusCode::BAD_REQUEST,
+                "`deadline` is not a duration; write it like 250ms, 30s or 2m",
+                "invalid_value",
+            );
+        }
     };
     let wait = options.wait.as_deref().is_some_and(|wait| matches!(wait, "1" | "true"));
     let act = RestartBackend { backend: backend.index, deadline, wait };
@@ -207,7 +214,9 @@ pub async fn restart(request: HttpRequest, name: web::Path<String>, options: web
             let status = if wait { StatusCode::OK } else { StatusCode::ACCEPTED };
             HttpResponse::build(status).json(report)
         }
-        Ok(Err(())) | Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "a worker did not take the restart; ask again", "worker_gone"),
+        Ok(Err(())) | Err(_) => {
+            refuse(StatusCode::SERVICE_UNAVAILABLE, "a worker did not take the restart; ask again", "worker_gone")
+        }
     }
 }
 
@@ -216,5 +225,6 @@ fn not_found(message: &str) -> HttpResponse {
 }
 
 fn refuse(status: StatusCode, message: &str, code: &str) -> HttpResponse {
-    HttpResponse::build(status).json(json!({ "error": { "message": message, "type": "invalid_request_error", "param": null, "code": code } }))
+    HttpResponse::build(status)
+        .json(json!({ "error": { "message": message, "type": "invalid_request_error", "param": null, "code": code } }))
 }

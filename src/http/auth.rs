@@ -44,11 +44,16 @@ pub fn operator(request: &HttpRequest, settings: &Settings, is_act: bool) -> Res
     let host = text("host").unwrap_or_default();
     let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(name, _)| name);
     let is_local = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
-    let is_forwarded = request.headers().keys().any(|name| name == header::FORWARDED || name.as_str().starts_with("x-forwarded-"));
+    let is_forwarded =
+        request.headers().keys().any(|name| name == header::FORWARDED || name.as_str().starts_with("x-forwarded-"));
     let origin = text("origin");
     let same_origin = origin.is_none_or(|origin| origin.split_once("://").is_some_and(|(_, rest)| rest == host));
     let same_site = text("sec-fetch-site").is_none_or(|site| matches!(site, "same-origin" | "none"));
-    if from_here && is_local && !is_forwarded && (!is_act || (same_origin && same_site)) { Ok(()) } else { Err(GatewayError::NoKey) }
+    if from_here && is_local && !is_forwarded && (!is_act || (same_origin && same_site)) {
+        Ok(())
+    } else {
+        Err(GatewayError::NoKey)
+    }
 }
 
 fn bearer(request: &HttpRequest) -> Option<&str> {

@@ -37,7 +37,9 @@ async fn collect(request: &HttpRequest, mut payload: web::Payload, shared: &Shar
     if !hold.grow(declared.unwrap_or(0), server.max_body_in_flight) {
         return Err(GatewayError::BodiesInFlight);
     }
-    let Some(first) = payload.next().await else { return Ok((Bytes::new(), hold)) };
+    let Some(first) = payload.next().await else {
+        return Ok((Bytes::new(), hold));
+    };
     let first = first.map_err(|_| GatewayError::BodyRead)?;
     if declared == Some(first.len() as u64) {
         return Ok((first, hold));
@@ -64,7 +66,9 @@ pub fn content_length(request: &HttpRequest) -> Option<u64> {
 
 /// Whether the body is declared as JSON, or not declared at all.
 pub fn is_json(request: &HttpRequest) -> bool {
-    let Some(value) = request.headers().get(header::CONTENT_TYPE) else { return true };
+    let Some(value) = request.headers().get(header::CONTENT_TYPE) else {
+        return true;
+    };
     let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     kind == "application/json" || kind.ends_with("+json")
 }

@@ -73,7 +73,12 @@ struct Taken {
     passthrough: Option<Box<Passthrough>>,
 }
 
-async fn read(gateway: &Gateway, request: &HttpRequest, payload: web::Payload, endpoint: Endpoint) -> Result<Taken, GatewayError> {
+async fn read(
+    gateway: &Gateway,
+    request: &HttpRequest,
+    payload: web::Payload,
+    endpoint: Endpoint,
+) -> Result<Taken, GatewayError> {
     let shape = match endpoint {
         Endpoint::Chat => Shape::Chat,
         Endpoint::Completions | Endpoint::Embeddings => Shape::Model,
@@ -129,7 +134,9 @@ async fn dispatch(gateway: &Rc<Gateway>, call: Arc<Call>, pool: usize, log: Requ
 /// Asks the pool; once more if an actor died with the request before anything was sent.
 async fn ask(gateway: Rc<Gateway>, call: Arc<Call>, pool: usize) -> Reply {
     for _ in 0..2 {
-        let Some(address) = gateway.slots.pool(pool) else { break };
+        let Some(address) = gateway.slots.pool(pool) else {
+            break;
+        };
         match address.send(Dispatch(Arc::clone(&call))).await {
             Ok(reply) => return reply,
             Err(_) if call.touched.load(Ordering::Relaxed) => break,

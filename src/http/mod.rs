@@ -43,7 +43,9 @@ impl Gateway {
     pub fn new(slots: Rc<Slots>, director: Addr<Director>, started: tokio::time::Instant) -> Self {
         let shared = Arc::clone(&slots.shared);
         let settings = &shared.settings;
-        let shortest = |pool: &Arc<crate::settings::Pool>| pool.members.iter().filter_map(|member| settings.backends[*member].keep_alive).min();
+        let shortest = |pool: &Arc<crate::settings::Pool>| {
+            pool.members.iter().filter_map(|member| settings.backends[*member].keep_alive).min()
+        };
         let keep_alive = settings.pools.iter().map(shortest).collect();
         Self { slots, shared, director, keep_alive, started }
     }

@@ -24,7 +24,9 @@ pub async fn one(request: HttpRequest, id: web::Path<String>) -> HttpResponse {
     match known(&request) {
         Ok(models) => match models.get(id.as_str()) {
             Some(model) => HttpResponse::Ok().json(model),
-            None => reply::error(&GatewayError::UnknownModel { model: id.chars().filter(|letter| !letter.is_control()).take(200).collect() }),
+            None => reply::error(&GatewayError::UnknownModel {
+                model: id.chars().filter(|letter| !letter.is_control()).take(200).collect(),
+            }),
         },
         Err(error) => reply::error(&error),
     }

@@ -17,7 +17,8 @@ use crate::chat::{Scan, Shape, scan};
 use crate::error::GatewayError;
 
 /// Client headers that go upstream; credentials, cookies and hop-by-hop headers are not among them.
-const FORWARDED: [HeaderName; 5] = [header::CONTENT_TYPE, header::ACCEPT, header::RANGE, header::IF_NONE_MATCH, HeaderName::from_static("openai-beta")];
+const FORWARDED: [HeaderName; 5] =
+    [header::CONTENT_TYPE, header::ACCEPT, header::RANGE, header::IF_NONE_MATCH, HeaderName::from_static("openai-beta")];
 
 /// What is passed through, with the held body and its scan.
 pub struct Taken {
@@ -36,7 +37,8 @@ pub struct Taken {
 /// # Errors
 /// A body that cannot be read, or JSON that is none.
 pub async fn take(request: &HttpRequest, payload: web::Payload, shared: &Shared) -> Result<Taken, GatewayError> {
-    let headers = FORWARDED.iter().filter_map(|name| Some((name.clone(), request.headers().get(name)?.clone()))).collect::<Vec<_>>();
+    let headers =
+        FORWARDED.iter().filter_map(|name| Some((name.clone(), request.headers().get(name)?.clone()))).collect::<Vec<_>>();
     let path = behind_version(request.path());
     let query = request.query_string();
     let path = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };

@@ -273,13 +273,17 @@ impl MessageBody for ClientBody {
                 State::Awaited(reply) => match reply.poll_unpin(cx) {
                     Poll::Ready(reply) => body.arrived(reply),
                     Poll::Pending => {
-                        let Some((silence, timer)) = &mut body.keep_alive else { return Poll::Pending };
+                        let Some((silence, timer)) = &mut body.keep_alive else {
+                            return Poll::Pending;
+                        };
                         std::task::ready!(timer.as_mut().poll(cx));
                         timer.as_mut().reset(Instant::now() + *silence);
                         return Poll::Ready(Some(Ok(Bytes::from_static(COMMENT))));
                     }
                 },
-                State::Live(live) => return Pin::new(live).poll_next(cx).map(|step| step.map(|chunk| chunk.map_err(Into::into))),
+                State::Live(live) => {
+                    return Pin::new(live).poll_next(cx).map(|step| step.map(|chunk| chunk.map_err(Into::into)));
+                }
                 State::Rest(rest) => return Poll::Ready(rest.take().map(Ok)),
             }
         }

@@ -70,13 +70,17 @@ fn is_path(wanted: &PathMatch, path: &str) -> bool {
 }
 
 fn has_headers(route: &Route, request: &HttpRequest) -> bool {
-    route.headers.iter().all(|(name, wanted)| request.headers().get(name.as_str()).is_some_and(|value| value.as_bytes() == wanted.as_bytes()))
+    route
+        .headers
+        .iter()
+        .all(|(name, wanted)| request.headers().get(name.as_str()).is_some_and(|value| value.as_bytes() == wanted.as_bytes()))
 }
 
 /// A path that is passed on must mean the same to everybody who reads it: no dot segments, no escapes of its own structure.
 fn check_path(path: &str) -> Result<(), GatewayError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~:@!$&'()*+,;=".contains(&b);
-    let clean = path.bytes().all(plain) && !path.contains("//") && !path.split('/').any(|segment| segment == "." || segment == "..");
+    let clean =
+        path.bytes().all(plain) && !path.contains("//") && !path.split('/').any(|segment| segment == "." || segment == "..");
     if clean { Ok(()) } else { Err(GatewayError::BadPath) }
 }
 

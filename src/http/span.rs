@@ -52,7 +52,9 @@ impl RootSpanBuilder for RequestSpan {
 }
 
 fn request_id(given: Option<&HeaderValue>) -> Arc<str> {
-    let sane = |id: &&str| !id.is_empty() && id.len() <= ID_LIMIT && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
+    let sane = |id: &&str| {
+        !id.is_empty() && id.len() <= ID_LIMIT && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+    };
     match given.and_then(|value| value.to_str().ok()).filter(sane) {
         Some(id) => id.into(),
         None => format!("req_{:032x}", fastrand::u128(..)).into(),
@@ -65,7 +67,10 @@ pub fn id_of(request: &HttpRequest) -> Arc<str> {
 }
 
 /// Puts the request's id on every reply.
-pub fn request_id_header<S, B>(request: ServiceRequest, service: &S) -> impl Future<Output = Result<ServiceResponse<B>, Error>> + use<S, B>
+pub fn request_id_header<S, B>(
+    request: ServiceRequest,
+    service: &S,
+) -> impl Future<Output = Result<ServiceResponse<B>, Error>> + use<S, B>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {

@@ -84,7 +84,9 @@ fn schema_path(variable: &str) -> Result<String, String> {
     for segment in variable.split("__") {
         let keys: &[Key] = match kind {
             Kind::Object(keys) | Kind::WordOrObject(_, keys) => keys,
-            _ => return Err(format!("`{}` has no keys that a variable can set", path.join("."))),
+            _ => {
+                return Err(format!("`{}` has no keys that a variable can set", path.join(".")));
+            }
         };
         match keys.iter().find(|key| key.name.eq_ignore_ascii_case(segment)) {
             Some(key) => {

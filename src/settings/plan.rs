@@ -12,8 +12,7 @@ use super::document::{Auth, Config, Document, Entry, Names, Route as RouteEntry}
 use super::schema::{FAULTS, METHODS};
 use super::walk::{Findings, nearest};
 use super::{
-    Backend, BackendType, ClientKey, Group, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts,
-    is_loopback,
+    Backend, BackendType, ClientKey, Group, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts, is_loopback,
 };
 
 /// Deadline of a request when neither route nor pool sets one.
@@ -44,7 +43,10 @@ pub(super) fn plan(document: Document, environment: &BTreeMap<String, String>, f
     if keys.is_empty() && !open && !is_loopback(&document.server.host) {
         findings.problem(
             "auth",
-            format!("the gateway would listen on {} for anybody; set auth.keys, or write `auth: none` to mean it", document.server.host),
+            format!(
+                "the gateway would listen on {} for anybody; set auth.keys, or write `auth: none` to mean it",
+                document.server.host
+            ),
         );
     }
     if tracing_subscriber::EnvFilter::try_new(&document.telemetry.logs.level).is_err() {
@@ -69,12 +71,21 @@ fn unique_names(entries: &[Entry], findings: &mut Findings) {
     let mut seen = HashSet::new();
     for entry in entries {
         if !seen.insert(entry.name.as_str()) {
-            findings.problem(&format!("backends[{}].name", entry.name), "this name is used twice; names are unique over backends and pools");
+            findings.problem(
+                &format!("backends[{}].name", entry.name),
+                "this name is used twice; names are unique over backends and pools",
+            );
         }
     }
 }
 
-fn backend(index: usize, kind: BackendType, entry: Entry, environment: &BTreeMap<String, String>, findings: &mut Findings) -> Backend {
+fn backend(
+    index: usize,
+    kind: BackendType,
+    entry: Entry,
+    environment: &BTreeMap<String, String>,
+    findings: &mut Findings,
+) -> Backend {
     let path = format!("backends[{}].config", entry.name);
     let config = entry.config;
     let base = base_url(kind, &config);
@@ -107,7 +118,10 @@ fn backend(index: usize, kind: BackendType, entry: Entry, environment: &BTreeMap
     };
     aliases.extend(config.deployments);
     if kind == BackendType::Azure && aliases.is_empty() && default_model.is_none() {
-        findings.problem(&format!("{path}.deploymentName"), "set deploymentName or deployments: Azure serves deployments, not models");
+        findings.problem(
+            &format!("{path}.deploymentName"),
+            "set deploymentName or deployments: Azure serves deployments, not models",
+        );
     }
 
     Backend {
@@ -178,7 +192,10 @@ fn base_url(kind: BackendType, config: &Config) -> String {
 fn check_credential(config: &Config, path: &str, findings: &mut Findings) {
     for (name, secret) in [("apiKey", &config.api_key), ("entraToken", &config.entra_token)] {
         if secret.as_ref().is_some_and(|secret| !secret.expose().bytes().all(|b| (0x21..0x7f).contains(&b))) {
-            findings.problem(&format!("{path}.{name}"), "a key holds visible ASCII characters only; is there a space or line break in it?");
+            findings.problem(
+                &format!("{path}.{name}"),
+                "a key holds visible ASCII characters only; is there a space or line break in it?",
+            );
         }
     }
 }
@@ -225,7 +242,13 @@ fn read_pem(file: &str, path: &str, findings: &mut Findings) -> Option<Vec<u8>> 
 }
 
 /// The proxy for a base URL: the backend's own, else `HTTPS_PROXY` unless `NO_PROXY` exempts the host.
-fn proxy(own: Option<&str>, base: &str, environment: &BTreeMap<String, String>, path: &str, findings: &mut Findings) -> Option<Url> {
+fn proxy(
+    own: Option<&str>,
+    base: &str,
+    environment: &BTreeMap<String, String>,
+    path: &str,
+    findings: &mut Findings,
+) -> Option<Url> {
     let variable = |name: &str| environment.get(name).or_else(|| environment.get(&name.to_lowercase())).filter(|v| !v.is_empty());
     let (text, origin) = match own {
         Some(own) => (own, format!("{path}.proxyUrl")),
@@ -249,7 +272,8 @@ fn proxy(own: Option<&str>, base: &str, environment: &BTreeMap<String, String>, 
 
 fn is_exempt(host: &str, list: &str) -> bool {
     list.split(',').map(|entry| entry.trim().trim_start_matches("*.").trim_start_matches('.').to_lowercase()).any(|entry| {
-        entry == "*" || (!entry.is_empty() && (host == entry || host.strip_suffix(&entry).is_some_and(|rest| rest.ends_with('.'))))
+        entry == "*"
+            || (!entry.is_empty() && (host == entry || host.strip_suffix(&entry).is_some_and(|rest| rest.ends_with('.'))))
     })
 }
 
@@ -348,7 +372,12 @@ fn unknown_name(name: &str, known: &[&str]) -> String {
     }
 }
 
-fn routes(entries: Vec<RouteEntry>, names: &HashMap<Arc<str>, usize>, pools: &[Arc<Pool>], findings: &mut Findings) -> Vec<Route> {
+fn routes(
+    entries: Vec<RouteEntry>,
+    names: &HashMap<Arc<str>, usize>,
+    pools: &[Arc<Pool>],
+    findings: &mut Findings,
+) -> Vec<Route> {
     let mut seen = HashSet::new();
     let mut routes: Vec<(u64, Route)> = Vec::new();
     for entry in entries {
@@ -371,9 +400,12 @@ fn routes(entries: Vec<RouteEntry>, names: &HashMap<Arc<str>, usize>, pools: &[A
             findings.problem(&format!("{path}.path"), "a path begins with / and is exact or ends in /*");
             continue;
         };
-        let endpoint_is_known = ["/chat/completions", "/completions", "/embeddings"].iter().any(|tail| entry.path.ends_with(tail));
-        if !endpoint_is_known && pool.is_some_and(|pool| pools[pool].members.len() > 1) && matches!(matcher, PathMatch::Exact(_)) {
-            findings.problem(&format!("{path}.backend"), "a path that is passed through needs one backend; a pool cannot resend it");
+        let endpoint_is_known =
+            ["/chat/completions", "/completions", "/embeddings"].iter().any(|tail| entry.path.ends_with(tail));
+        if !endpoint_is_known && pool.is_some_and(|pool| pools[pool].members.len() > 1) && matches!(matcher, PathMatch::Exact(_))
+        {
+            findings
+                .problem(&format!("{path}.backend"), "a path that is passed through needs one backend; a pool cannot resend it");
         }
         routes.push((
             entry.priority.unwrap_or(100),

@@ -72,8 +72,16 @@ const fn required_unless(name: &'static str, kind: Kind, unless: &'static str, d
 /// Top level of the document.
 pub const DOCUMENT: Kind = Kind::Object(&[
     key("server", Kind::Object(SERVER), "where and how the gateway listens"),
-    key("admin", Kind::Object(&[key("token", Kind::Secret, "bearer token for /admin; without it only loopback is answered")]), "operator access"),
-    key("auth", Kind::WordOrObject("none", &[required("keys", Kind::List(&Kind::Object(AUTH_KEY)), "accepted client keys")]), "client keys, or none"),
+    key(
+        "admin",
+        Kind::Object(&[key("token", Kind::Secret, "bearer token for /admin; without it only loopback is answered")]),
+        "operator access",
+    ),
+    key(
+        "auth",
+        Kind::WordOrObject("none", &[required("keys", Kind::List(&Kind::Object(AUTH_KEY)), "accepted client keys")]),
+        "client keys, or none",
+    ),
     required("backends", Kind::List(&Kind::Backend), "upstream accounts and pools"),
     key("routes", Kind::List(&Kind::Object(ROUTE)), "which path goes to which backend; absent: by model"),
     key("telemetry", Kind::Object(TELEMETRY), "logs"),
@@ -111,10 +119,14 @@ const ROUTE: &[Key] = &[
 pub const METHODS: &[&str] = &["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
 
 const TELEMETRY: &[Key] = &[
-    key("logs", Kind::Object(&[
-        key("format", Kind::Choice(&["json", "pretty"]), "default json"),
-        key("level", Kind::Text, "level or filter directives, default info"),
-    ]), "log lines on standard output"),
+    key(
+        "logs",
+        Kind::Object(&[
+            key("format", Kind::Choice(&["json", "pretty"]), "default json"),
+            key("level", Kind::Text, "level or filter directives, default info"),
+        ]),
+        "log lines on standard output",
+    ),
     key("accessLog", Kind::Bool, "one line per request, default true"),
 ];
 
@@ -135,16 +147,24 @@ const POOL: &[Key] = &[
     required("type", Kind::Choice(TYPES), "pool"),
     key("strategy", Kind::Choice(STRATEGIES), "default latency"),
     key("fallback", Kind::Bool, "on error, try the other members, default true"),
-    required("backends", Kind::List(&Kind::Object(&[
-        required("name", Kind::Text, "a backend or another pool"),
-        key("weight", Kind::Number(0.0, 1_000_000.0), "share, default 1"),
-    ])), "members"),
+    required(
+        "backends",
+        Kind::List(&Kind::Object(&[
+            required("name", Kind::Text, "a backend or another pool"),
+            key("weight", Kind::Number(0.0, 1_000_000.0), "share, default 1"),
+        ])),
+        "members",
+    ),
     key("deadline", Kind::Duration, "time for the whole request, default 10m"),
     key("maxAttempts", Kind::Integer(1, 100), "attempts per request over all members, default 6"),
-    key("parking", Kind::Object(&[
-        key("maxJobs", Kind::Integer(0, 1_000_000), "jobs that wait for a member to start, default 1024"),
-        key("maxWait", Kind::Duration, "how long they wait, default 5s"),
-    ]), "waiting while every member is starting"),
+    key(
+        "parking",
+        Kind::Object(&[
+            key("maxJobs", Kind::Integer(0, 1_000_000), "jobs that wait for a member to start, default 1024"),
+            key("maxWait", Kind::Duration, "how long they wait, default 5s"),
+        ]),
+        "waiting while every member is starting",
+    ),
 ];
 
 /// Keys of `config` that every backend type takes.
@@ -153,13 +173,17 @@ const COMMON: &[Key] = &[
     key("models", Kind::Names, "models it serves: a list, or a map of alias to native id"),
     key("headers", Kind::Map(&Kind::Secret), "extra headers sent upstream"),
     key("timeout", Kind::Duration, "limit of one attempt: the whole reply, or a stream's first content; default 60s"),
-    key("timeouts", Kind::Object(&[
-        key("connect", Kind::Duration, "default 5s"),
-        key("head", Kind::Duration, "default timeout"),
-        key("firstContent", Kind::Duration, "default timeout"),
-        key("idle", Kind::Duration, "silence within a stream, default 60s"),
-        key("total", Kind::Duration, "whole stream, default 10m"),
-    ]), "limits by phase"),
+    key(
+        "timeouts",
+        Kind::Object(&[
+            key("connect", Kind::Duration, "default 5s"),
+            key("head", Kind::Duration, "default timeout"),
+            key("firstContent", Kind::Duration, "default timeout"),
+            key("idle", Kind::Duration, "silence within a stream, default 60s"),
+            key("total", Kind::Duration, "whole stream, default 10m"),
+        ]),
+        "limits by phase",
+    ),
     key("maxRetries", Kind::Integer(0, 20), "further tries at this backend, default 2"),
     key("maxConcurrent", Kind::Integer(1, 1_000_000), "requests at once, for the whole process; default unlimited"),
     key("maxQueue", Kind::Integer(0, 1_000_000), "requests that wait for a permit, per worker; default 256"),
@@ -167,7 +191,11 @@ const COMMON: &[Key] = &[
     key("drainTimeout", Kind::Duration, "how long a replaced generation may finish, default timeouts.total"),
     key("keepAlive", Kind::WordOr("off", &Kind::Duration), "silence before an SSE comment, default 15s"),
     key("clientStall", Kind::Duration, "longest pause of a reader while data waits, default 60s"),
-    key("restarts", Kind::Integer(1, 10_000), "crash restarts per minute and worker before the backend is marked failed, default 30"),
+    key(
+        "restarts",
+        Kind::Integer(1, 10_000),
+        "crash restarts per minute and worker before the backend is marked failed, default 30",
+    ),
 ];
 
 /// Keys of `config` that every backend type with a network connection takes.
@@ -175,7 +203,11 @@ const NETWORK: &[Key] = &[
     key("proxyUrl", Kind::Url, "proxy for its connections; default HTTPS_PROXY and NO_PROXY"),
     key("caFile", Kind::Text, "PEM file with certificates to trust beside the system's"),
     key("maxConnectionAge", Kind::Duration, "age at which a connection is not used again, default 5m"),
-    key("maxConnectionRequests", Kind::Integer(1, 1_000_000_000), "requests after which a connection is closed, on average; default unlimited"),
+    key(
+        "maxConnectionRequests",
+        Kind::Integer(1, 1_000_000_000),
+        "requests after which a connection is closed, on average; default unlimited",
+    ),
 ];
 
 const OPENAI: &[Key] = &[
@@ -219,10 +251,8 @@ const META: &[Key] = &[
     key("streamUsage", Kind::Bool, "whether stream_options.include_usage may be sent, default true"),
 ];
 
-const MISTRAL: &[Key] = &[
-    required("apiKey", Kind::Secret, "key"),
-    key("endpoint", Kind::Url, "base URL, default https://api.mistral.ai/v1"),
-];
+const MISTRAL: &[Key] =
+    &[required("apiKey", Kind::Secret, "key"), key("endpoint", Kind::Url, "base URL, default https://api.mistral.ai/v1")];
 
 const SIMULATED: &[Key] = &[
     key("firstToken", Kind::Duration, "time to first token, default 50ms"),
@@ -245,8 +275,17 @@ const FAULT: &[Key] = &[
 
 /// Faults of the simulated backend.
 pub const FAULTS: &[&str] = &[
-    "connect-refused", "reset", "status", "slow-head", "stall", "cut", "malformed", "error-event",
-    "panic-handler", "panic-task", "panic-body",
+    "connect-refused",
+    "reset",
+    "status",
+    "slow-head",
+    "stall",
+    "cut",
+    "malformed",
+    "error-event",
+    "panic-handler",
+    "panic-task",
+    "panic-body",
 ];
 
 /// The key lists that make up one backend entry: its own keys, and those of `config` (empty for a pool).
@@ -292,8 +331,12 @@ fn describe(kind: &Kind) -> Value {
         ] }),
         Kind::Object(keys) => object(keys.iter()),
         Kind::WordOr(word, inner) => json!({ "anyOf": [{ "const": word }, describe(inner)] }),
-        Kind::WordOrObject(word, keys) => json!({ "anyOf": [{ "const": word }, object(keys.iter())] }),
-        Kind::Backend => json!({ "oneOf": TYPES.iter().map(|name| backend(name)).collect::<Vec<_>>() }),
+        Kind::WordOrObject(word, keys) => {
+            json!({ "anyOf": [{ "const": word }, object(keys.iter())] })
+        }
+        Kind::Backend => {
+            json!({ "oneOf": TYPES.iter().map(|name| backend(name)).collect::<Vec<_>>() })
+        }
     }
 }
 

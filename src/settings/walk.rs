@@ -298,7 +298,8 @@ fn coerce(text: &str, kind: &Kind, raw: &Value) -> Result<Value, String> {
             Ok(number) if (*min..=*max).contains(&number) => Ok(json!(number)),
             _ => Err(format!("`{text}` is not a whole number from {min} to {max}")),
         },
-        Kind::Number(min, max) => match text.parse::<f64>().ok().filter(|n| (*min..=*max).contains(n)).and_then(Number::from_f64) {
+        Kind::Number(min, max) => match text.parse::<f64>().ok().filter(|n| (*min..=*max).contains(n)).and_then(Number::from_f64)
+        {
             Some(number) => Ok(Value::Number(number)),
             None => Err(format!("`{text}` is not a number from {min} to {max}")),
         },
@@ -311,9 +312,13 @@ fn coerce(text: &str, kind: &Kind, raw: &Value) -> Result<Value, String> {
                 Err(unknown_word(text, words))
             }
         }
-        Kind::List(_) | Kind::Map(_) | Kind::Names | Kind::Object(_) | Kind::WordOr(..) | Kind::WordOrObject(..) | Kind::Backend => {
-            Err("a single value is not expected here".to_owned())
-        }
+        Kind::List(_)
+        | Kind::Map(_)
+        | Kind::Names
+        | Kind::Object(_)
+        | Kind::WordOr(..)
+        | Kind::WordOrObject(..)
+        | Kind::Backend => Err("a single value is not expected here".to_owned()),
     }
 }
 
@@ -325,7 +330,9 @@ pub fn substitute(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
-        let Some(end) = rest[start..].find('}') else { break };
+        let Some(end) = rest[start..].find('}') else {
+            break;
+        };
         out.push_str(&rest[..start]);
         let inside = &rest[start + 2..start + end];
         let (name, default) = match inside.split_once(":-") {

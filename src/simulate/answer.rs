@@ -113,7 +113,8 @@ fn reply(request: &Value, says: &Says, legacy: bool, number: u64) -> Composed {
     }
     let choices: Vec<Value> = (0..choices).map(|index| frame.choice(index, says, finish)).collect();
     let object = if legacy { "text_completion" } else { "chat.completion" };
-    let body = json!({ "id": id, "object": object, "created": 1_700_000_000, "model": model, "choices": choices, "usage": usage });
+    let body =
+        json!({ "id": id, "object": object, "created": 1_700_000_000, "model": model, "choices": choices, "usage": usage });
     Composed::Whole(Bytes::from(body.to_string()))
 }
 
@@ -129,8 +130,10 @@ impl Frame<'_> {
             Says::Words(words) if self.legacy => {
                 json!({ "index": index, "text": words.concat(), "logprobs": null, "finish_reason": finish })
             }
-            Says::Words(words) => json!({ "index": index, "finish_reason": finish, "logprobs": null,
-                "message": { "role": "assistant", "content": words.concat(), "refusal": null } }),
+            Says::Words(words) => {
+                json!({ "index": index, "finish_reason": finish, "logprobs": null,
+                "message": { "role": "assistant", "content": words.concat(), "refusal": null } })
+            }
             Says::Calls(calls) => {
                 let calls: Vec<Value> = calls
                     .iter()
@@ -197,7 +200,8 @@ impl Frame<'_> {
 
     fn event(&self, choices: Vec<Value>, usage: Option<Value>, usage_key: bool) -> Bytes {
         let object = if self.legacy { "text_completion" } else { "chat.completion.chunk" };
-        let mut chunk = json!({ "id": self.id, "object": object, "created": 1_700_000_000, "model": self.model, "choices": choices });
+        let mut chunk =
+            json!({ "id": self.id, "object": object, "created": 1_700_000_000, "model": self.model, "choices": choices });
         if usage_key {
             chunk["usage"] = usage.unwrap_or(Value::Null);
         }
@@ -212,7 +216,9 @@ fn delta(index: u64, delta: &Value, finish: Option<&str>) -> Value {
 fn embeddings(request: &Value) -> Composed {
     let inputs: Vec<String> = match request.get("input") {
         Some(Value::String(text)) => vec![text.clone()],
-        Some(Value::Array(items)) if items.iter().all(Value::is_u64) && !items.is_empty() => vec![json!(items).to_string()],
+        Some(Value::Array(items)) if items.iter().all(Value::is_u64) && !items.is_empty() => {
+            vec![json!(items).to_string()]
+        }
         Some(Value::Array(items)) if !items.is_empty() => {
             items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect()
         }
@@ -225,7 +231,9 @@ fn embeddings(request: &Value) -> Composed {
         .iter()
         .enumerate()
         .map(|(index, text)| {
-            let mut rng = fastrand::Rng::with_seed(text.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte))));
+            let mut rng = fastrand::Rng::with_seed(
+                text.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte))),
+            );
             let vector: Vec<f32> = (0..dimensions).map(|_| rng.f32() * 2.0 - 1.0).collect();
             let embedding = if base64 {
                 let bytes: Vec<u8> = vector.iter().flat_map(|float| float.to_le_bytes()).collect();

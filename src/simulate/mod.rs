@@ -78,7 +78,9 @@ impl Simulator {
             Some(Fault::Reset) => return Err(Refused::Reset),
             Some(Fault::SlowHead(delay)) => tokio::time::sleep(*delay).await,
             Some(Fault::PanicTask) => panic!("simulated panic in the task"),
-            Some(Fault::Status(status, retry_after)) => return Ok(refusal(*status, *retry_after, "simulated status")),
+            Some(Fault::Status(status, retry_after)) => {
+                return Ok(refusal(*status, *retry_after, "simulated status"));
+            }
             _ => {}
         }
         Ok(match answer::compose(endpoint, body, &self.script.settings, plan.number) {
@@ -172,7 +174,8 @@ fn stream(events: Vec<Bytes>, plan: &Plan) -> SimulatedReply {
                 steps.push(Step::Send(Bytes::from_static(b"data: {\"choices\":[{\"delta\"\n\n")));
             }
             Some(Fault::ErrorEvent(at)) if *at == place => {
-                let error = br#"data: {"error":{"message":"simulated error","type":"server_error","param":null,"code":"simulated"}}"#;
+                let error =
+                    br#"data: {"error":{"message":"simulated error","type":"server_error","param":null,"code":"simulated"}}"#;
                 steps.push(Step::Send(Bytes::from([error.as_slice(), b"\n\n"].concat())));
                 break;
             }

@@ -73,7 +73,8 @@ impl Script {
     fn befalls(&self, fault: &settings::Fault, number: u64) -> bool {
         let kind: u64 = fault.kind.bytes().map(u64::from).sum();
         fault.requests.contains(&number)
-            || (fault.probability > 0.0 && unit(self.settings.seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93), kind) < fault.probability)
+            || (fault.probability > 0.0
+                && unit(self.settings.seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93), kind) < fault.probability)
     }
 }
 

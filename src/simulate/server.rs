@@ -35,7 +35,9 @@ pub fn serve(listener: TcpListener, settings: Simulated) -> std::io::Result<Serv
 }
 
 async fn models() -> HttpResponse {
-    HttpResponse::Ok().json(json!({ "object": "list", "data": [{ "id": "simulated", "object": "model", "created": 0, "owned_by": "stagedoor" }] }))
+    HttpResponse::Ok().json(
+        json!({ "object": "list", "data": [{ "id": "simulated", "object": "model", "created": 0, "owned_by": "stagedoor" }] }),
+    )
 }
 
 async fn answer(request: HttpRequest, body: Bytes, simulator: web::Data<Simulator>) -> HttpResponse {

@@ -1,6 +1,7 @@
 """Starts the stand-in and the gateway on free ports and gives the tests their clients."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -67,10 +68,8 @@ class StandIn:
 
 class Gateway:
     def __init__(self, standin, log, settings="gateway.yaml"):
-        self.port = free_port()
         self.log = log
-        self.url = f"http://127.0.0.1:{self.port}"
-        ports = {"GATEWAY_PORT": self.port, "STANDIN_PORT": standin.port, "DEAD_PORT": free_port()}
+        ports = {"GATEWAY_PORT": 0, "STANDIN_PORT": standin.port, "DEAD_PORT": free_port()}
         environment = {**os.environ, **{name: str(port) for name, port in ports.items()}}
         command = [BINARY, "--config", str(HERE / settings)]
         with open(log, "wb") as output:
@@ -80,11 +79,12 @@ class Gateway:
     def await_ready(self):
         give_up = time.monotonic() + 20
         while time.monotonic() < give_up and self.process.poll() is None:
-            try:
-                if httpx.get(f"{self.url}/ready", timeout=2).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.02)
+            address = re.search(r'"message":"listening","address":"([0-9.:]+)"', Path(self.log).read_text(errors="replace"))
+            if address:
+                self.url = f"http://{address[1]}"
+                assert httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+                return
+            time.sleep(0.02)
         self.stop()
         pytest.fail(f"the gateway did not become ready:\n{Path(self.log).read_text(errors='replace')[-4000:]}")
 

@@ -11,8 +11,14 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// Azure's dated form keeps these below the deployment; the rest stands directly under `/openai`.
 /// Source: the Azure client of the official openai SDK 3.54.0.
 const DEPLOYMENT_PATHS: &[&str] = &[
-    "/completions", "/chat/completions", "/embeddings", "/audio/transcriptions", "/audio/translations", "/audio/speech",
-    "/images/generations", "/images/edits",
+    "/completions",
+    "/chat/completions",
+    "/embeddings",
+    "/audio/transcriptions",
+    "/audio/translations",
+    "/audio/speech",
+    "/images/generations",
+    "/images/edits",
 ];
 
 /// The address of an endpoint.
@@ -36,7 +42,9 @@ pub fn url(backend: &Backend, endpoint: Endpoint, path: &str, model: &str) -> St
         }
         (BackendType::Azure, None) => format!("{base}/openai/v1{path}"),
         // Mistral has no legacy completions; fill-in-the-middle is the same thing under another name.
-        (BackendType::Mistral, _) if endpoint == Endpoint::Completions => format!("{base}/fim/completions"),
+        (BackendType::Mistral, _) if endpoint == Endpoint::Completions => {
+            format!("{base}/fim/completions")
+        }
         _ => format!("{base}{path}"),
     }
 }

@@ -13,7 +13,8 @@ use crate::dialect::Ask;
 
 /// Re-encodes the vectors of a reply if they are not in the asked encoding.
 pub fn reencode(ask: &Ask<'_>, body: Bytes) -> Result<Bytes, Failure> {
-    let wants_base64 = ask.scan.field(ask.body, "encoding_format").is_some_and(|field| &ask.body[field.value.clone()] == b"\"base64\"");
+    let wants_base64 =
+        ask.scan.field(ask.body, "encoding_format").is_some_and(|field| &ask.body[field.value.clone()] == b"\"base64\"");
     let mut reply: Map<String, Value>;
     {
         #[derive(serde::Deserialize)]
@@ -26,14 +27,17 @@ pub fn reencode(ask: &Ask<'_>, body: Bytes) -> Result<Bytes, Failure> {
             #[serde(borrow)]
             embedding: &'a RawValue,
         }
-        let peek: Peek<'_> = serde_json::from_slice(&body).map_err(|error| malformed(&format!("embeddings cannot be read: {error}")))?;
+        let peek: Peek<'_> =
+            serde_json::from_slice(&body).map_err(|error| malformed(&format!("embeddings cannot be read: {error}")))?;
         if peek.data.iter().all(|entry| entry.embedding.get().starts_with('"') == wants_base64) {
             return Ok(body);
         }
         reply = serde_json::from_slice(&body).map_err(|error| malformed(&error.to_string()))?;
     }
     for entry in reply.get_mut("data").and_then(Value::as_array_mut).into_iter().flatten() {
-        let Some(vector) = entry.get_mut("embedding") else { continue };
+        let Some(vector) = entry.get_mut("embedding") else {
+            continue;
+        };
         let converted = match &*vector {
             Value::Array(numbers) if wants_base64 => pack(numbers),
             Value::String(text) if !wants_base64 => unpack(text),

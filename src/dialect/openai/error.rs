@@ -8,8 +8,12 @@ use crate::dialect::ErrorReply;
 /// Codes and types that mean money, whatever the status.
 /// Source: OpenAI error code guide, read 2026-11-22.
 const BILLING: &[&str] = &[
-    "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
-    "organization_usage_limit_exceeded", "billing_hard_limit_reached",
+    "insufficient_quota",
+    "credit_balance_exhausted",
+    "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded",
+    "organization_usage_limit_exceeded",
+    "billing_hard_limit_reached",
 ];
 
 /// Codes and types that mean the model is not there; `1500` is Mistral's.
@@ -53,9 +57,7 @@ fn is_truthy(value: &Value) -> bool {
 }
 
 fn classify(status: u16, failure: &Failure) -> FailureClass {
-    let says = |words: &[&str]| {
-        [&failure.code, &failure.kind].into_iter().flatten().any(|word| words.contains(&word.as_str()))
-    };
+    let says = |words: &[&str]| [&failure.code, &failure.kind].into_iter().flatten().any(|word| words.contains(&word.as_str()));
     match status {
         _ if says(BILLING) => FailureClass::Billing,
         400 | 404 if says(MODEL_UNKNOWN) => FailureClass::ModelUnknown,
@@ -103,7 +105,11 @@ fn flatten(value: &Value) -> String {
                 return flatten(detail);
             }
             let place = entry.get("loc").and_then(Value::as_array).map(|parts| {
-                parts.iter().map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned)).collect::<Vec<_>>().join(".")
+                parts
+                    .iter()
+                    .map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned))
+                    .collect::<Vec<_>>()
+                    .join(".")
             });
             match (place, entry.get("msg").and_then(Value::as_str)) {
                 (Some(place), Some(reason)) => format!("{place}: {reason}"),
@@ -141,16 +147,41 @@ mod tests {
     #[test]
     fn every_known_shape_is_classified() {
         let cases: &[(u16, &str, FailureClass, &str)] = &[
-            (400, r#"{"error":{"message":"bad","type":"invalid_request_error","param":"messages","code":null}}"#, FailureClass::Caller, "bad"),
+            (
+                400,
+                r#"{"error":{"message":"bad","type":"invalid_request_error","param":"messages","code":null}}"#,
+                FailureClass::Caller,
+                "bad",
+            ),
             (404, r#"{"error":{"message":"no","code":"model_not_found"}}"#, FailureClass::ModelUnknown, "no"),
-            (400, r#"{"object":"error","message":"Invalid model: x","type":"invalid_model","code":"1500"}"#, FailureClass::ModelUnknown, "Invalid model: x"),
+            (
+                400,
+                r#"{"object":"error","message":"Invalid model: x","type":"invalid_model","code":"1500"}"#,
+                FailureClass::ModelUnknown,
+                "Invalid model: x",
+            ),
             (401, r#"{"detail":"Unauthorized"}"#, FailureClass::Credential, "Unauthorized"),
             (401, r#"{"statusCode":401,"message":"denied"}"#, FailureClass::Credential, "denied"),
             (401, r#"{"error":"Unauthorized"}"#, FailureClass::Credential, "Unauthorized"),
-            (429, r#"{"error":{"message":"pay","type":"insufficient_quota","code":"credit_balance_exhausted"}}"#, FailureClass::Billing, "pay"),
+            (
+                429,
+                r#"{"error":{"message":"pay","type":"insufficient_quota","code":"credit_balance_exhausted"}}"#,
+                FailureClass::Billing,
+                "pay",
+            ),
             (429, r#"{"message":"Requests rate limit exceeded"}"#, FailureClass::RateLimited, "Requests rate limit exceeded"),
-            (429, r#"{"object":"error","message":"Service tier capacity exceeded for this model.","code":"3505"}"#, FailureClass::Overloaded, "Service tier capacity exceeded for this model."),
-            (422, r#"{"object":"error","message":{"detail":[{"type":"extra_forbidden","loc":["body","user"],"msg":"Extra inputs are not permitted"}]},"code":null}"#, FailureClass::Caller, "body.user: Extra inputs are not permitted"),
+            (
+                429,
+                r#"{"object":"error","message":"Service tier capacity exceeded for this model.","code":"3505"}"#,
+                FailureClass::Overloaded,
+                "Service tier capacity exceeded for this model.",
+            ),
+            (
+                422,
+                r#"{"object":"error","message":{"detail":[{"type":"extra_forbidden","loc":["body","user"],"msg":"Extra inputs are not permitted"}]},"code":null}"#,
+                FailureClass::Caller,
+                "body.user: Extra inputs are not permitted",
+            ),
             (400, r#"{"error":{"message":"m","type":"BadRequestError","param":null,"code":400}}"#, FailureClass::Caller, "m"),
             (498, r#"{"error":{"message":"busy"}}"#, FailureClass::Overloaded, "busy"),
             (502, "<html>bad gateway</html>", FailureClass::Server, "the provider answered with status 502"),
@@ -166,7 +197,12 @@ mod tests {
 
     #[test]
     fn an_error_inside_a_reply_is_found_and_null_is_none() {
-        for text in [r#"{"error":{"message":"x"}}"#, r#"{"error":"x"}"#, r#"{"object":"error","message":"x"}"#, r#"{"choices":[],"x_groq":{"error":"x"}}"#] {
+        for text in [
+            r#"{"error":{"message":"x"}}"#,
+            r#"{"error":"x"}"#,
+            r#"{"object":"error","message":"x"}"#,
+            r#"{"choices":[],"x_groq":{"error":"x"}}"#,
+        ] {
             assert_eq!(failure_in_reply(&serde_json::from_str(text).unwrap()).unwrap().message, "x", "{text}");
         }
         assert!(failure_in_reply(&serde_json::json!({ "error": null, "choices": [] })).is_none());

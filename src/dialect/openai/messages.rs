@@ -89,7 +89,11 @@ pub fn strict(messages: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
         let calls = message.tool_calls.as_ref().filter(|calls| !calls.is_empty()).map(|calls| {
             calls
                 .iter()
-                .map(|call| StrictCall { id: ids.nine(call.id.as_deref().unwrap_or_default()), r#type: "function", function: &call.function })
+                .map(|call| StrictCall {
+                    id: ids.nine(call.id.as_deref().unwrap_or_default()),
+                    r#type: "function",
+                    function: &call.function,
+                })
                 .collect()
         });
         let content = match message.content.filter(|content| content.get() != "null") {

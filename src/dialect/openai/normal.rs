@@ -37,17 +37,11 @@ impl Normaliser {
             endpoint: ask.endpoint,
             id: String::new(),
             fallback_id: format!("chatcmpl-{}", ask.id),
-            created: 0,
+            created: ask.now,
             model: ask.model.to_owned(),
             choices: BTreeMap::new(),
             usage: None,
         }
-        .at(ask.now)
-    }
-
-    fn at(mut self, now: u64) -> Self {
-        self.created = now;
-        self
     }
 
     /// Repairs a whole reply.
@@ -56,7 +50,9 @@ impl Normaliser {
         self.identify(&mut reply, object);
         let choices = reply.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten();
         for (position, choice) in choices.enumerate() {
-            let Some(choice) = choice.as_object_mut() else { continue };
+            let Some(choice) = choice.as_object_mut() else {
+                continue;
+            };
             choice.entry("index").or_insert(json!(position));
             let mut message = match choice.shift_remove("message") {
                 Some(Value::Object(message)) => message,
@@ -71,10 +67,13 @@ impl Normaliser {
                 continue;
             }
             message.entry("role").or_insert(json!("assistant"));
+            message.shift_remove("prefix");
             split_content(&mut message);
             name_reasoning(&mut message);
             let has_calls = whole_calls(&mut message, &self.fallback_id);
-            if !message.contains_key("content") || (message["content"].is_null() && !has_calls && !message.contains_key("refusal")) {
+            if !message.contains_key("content")
+                || (message["content"].is_null() && !has_calls && !message.contains_key("refusal"))
+            {
                 let empty = if has_calls { Value::Null } else { json!("") };
                 message.insert("content".into(), empty);
             }
@@ -146,7 +145,9 @@ impl Normaliser {
 
     /// Fills identity in, the same over a whole stream, and takes usage out.
     fn identify(&mut self, reply: &mut Value, object: &str) {
-        let Some(fields) = reply.as_object_mut() else { return };
+        let Some(fields) = reply.as_object_mut() else {
+            return;
+        };
         if self.id.is_empty()
             && let Some(id) = fields.get("id").and_then(Value::as_str).filter(|id| !id.is_empty())
         {
@@ -159,7 +160,8 @@ impl Normaliser {
             self.model = model.to_owned();
         }
         let usage = fields.shift_remove("usage").filter(Value::is_object);
-        let usage = usage.or_else(|| fields.get("x_groq").and_then(|extra| extra.get("usage")).filter(|usage| usage.is_object()).cloned());
+        let usage = usage
+            .or_else(|| fields.get("x_groq").and_then(|extra| extra.get("usage")).filter(|usage| usage.is_object()).cloned());
         if let Some(usage) = usage {
             self.usage = Some(whole_usage(usage));
         }
@@ -193,6 +195,7 @@ impl Normaliser {
                 delta.insert("role".into(), json!("assistant"));
                 state.role_sent = true;
             }
+            delta.shift_remove("prefix");
             split_content(&mut delta);
             name_reasoning(&mut delta);
             announce_once(&mut delta, &mut state.calls, &self.fallback_id);
@@ -210,7 +213,9 @@ impl Normaliser {
 
 /// Maps foreign finish reasons onto OpenAI's.
 fn finish(choice: &mut Map<String, Value>, has_calls: bool) {
-    let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) else { return };
+    let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) else {
+        return;
+    };
     let mapped = match reason {
         "stop" if has_calls => "stop",
         "stop" | "length" | "tool_calls" | "content_filter" | "function_call" => return,
@@ -223,7 +228,9 @@ fn finish(choice: &mut Map<String, Value>, has_calls: bool) {
 
 /// Mistral's reasoning models write `content` as a list of thinking and text chunks.
 fn split_content(message: &mut Map<String, Value>) {
-    let Some(Value::Array(chunks)) = message.get("content") else { return };
+    let Some(Value::Array(chunks)) = message.get("content") else {
+        return;
+    };
     let (mut text, mut thinking) = (String::new(), String::new());
     for chunk in chunks {
         match chunk.get("type").and_then(Value::as_str) {
@@ -258,7 +265,9 @@ fn whole_calls(message: &mut Map<String, Value>, seed: &str) -> bool {
         return false;
     };
     for (position, call) in calls.iter_mut().enumerate() {
-        let Some(call) = call.as_object_mut() else { continue };
+        let Some(call) = call.as_object_mut() else {
+            continue;
+        };
         call.shift_remove("index");
         call.entry("type").or_insert(json!("function"));
         if call.get("id").and_then(Value::as_str).is_none_or(|id| id.is_empty() || id == "null") {
@@ -280,7 +289,9 @@ fn announce_once(delta: &mut Map<String, Value>, known: &mut BTreeMap<u64, Strin
         return;
     };
     for call in calls.iter_mut() {
-        let Some(call) = call.as_object_mut() else { continue };
+        let Some(call) = call.as_object_mut() else {
+            continue;
+        };
         let id = call.get("id").and_then(Value::as_str).filter(|id| !id.is_empty() && *id != "null").map(str::to_owned);
         let index = call.get("index").and_then(Value::as_u64).unwrap_or_else(|| place(known, id.as_deref()));
         call.insert("index".into(), json!(index));
@@ -307,7 +318,9 @@ fn announce_once(delta: &mut Map<String, Value>, known: &mut BTreeMap<u64, Strin
 fn place(known: &BTreeMap<u64, String>, id: Option<&str>) -> u64 {
     let last = known.keys().next_back().copied();
     match id {
-        Some(id) => known.iter().find(|(_, other)| *other == id).map(|(index, _)| *index).unwrap_or(last.map_or(0, |last| last + 1)),
+        Some(id) => {
+            known.iter().find(|(_, other)| *other == id).map(|(index, _)| *index).unwrap_or(last.map_or(0, |last| last + 1))
+        }
         None => last.unwrap_or(0),
     }
 }

@@ -79,12 +79,46 @@ const AZURE: Quirks = Quirks { normalise: true, ..OPENAI };
 const MISTRAL: Quirks = Quirks {
     output_limit: OutputLimit::Legacy,
     only: &[
-        "model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "min_tokens", "repetition_penalty", "top_k",
-        "stream", "stop", "seed", "random_seed", "metadata", "response_format", "tools", "tool_choice", "parallel_tool_calls",
-        "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "prompt_logprobs", "top_prompt_logprobs", "n",
-        "prediction", "reasoning_effort", "prompt_mode", "safe_prompt", "guardrails", "prompt_cache_key", "service_tier",
+        "model",
+        "messages",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "repetition_penalty",
+        "top_k",
+        "stream",
+        "stop",
+        "seed",
+        "random_seed",
+        "metadata",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "frequency_penalty",
+        "logprobs",
+        "top_logprobs",
+        "prompt_logprobs",
+        "top_prompt_logprobs",
+        "n",
+        "prediction",
+        "reasoning_effort",
+        "prompt_mode",
+        "safe_prompt",
+        "guardrails",
+        "prompt_cache_key",
+        "service_tier",
         // Embeddings and fill-in-the-middle.
-        "input", "output_dimension", "dimensions", "output_dtype", "encoding_format", "prompt", "suffix",
+        "input",
+        "output_dimension",
+        "dimensions",
+        "output_dtype",
+        "encoding_format",
+        "prompt",
+        "suffix",
     ],
     rename: &[("seed", "random_seed"), ("dimensions", "output_dimension")],
     replace: &[
@@ -108,19 +142,21 @@ const COMPATIBLE: Quirks =
 
 /// Hosts of type `meta` by the end of their name.
 const HOSTS: &[(&str, Quirks)] = &[
-    ("groq.com", Quirks {
-        output_limit: OutputLimit::Modern,
-        drop: &["logprobs", "top_logprobs", "logit_bias"],
-        messages: Messages::Plain,
-        ..COMPATIBLE
-    }),
+    (
+        "groq.com",
+        Quirks {
+            output_limit: OutputLimit::Modern,
+            drop: &["logprobs", "top_logprobs", "logit_bias"],
+            messages: Messages::Plain,
+            ..COMPATIBLE
+        },
+    ),
     ("together.ai", TOGETHER),
     ("together.xyz", TOGETHER),
-    ("fireworks.ai", Quirks {
-        messages: Messages::Plain,
-        add: &[("context_length_exceeded_behavior", "\"error\"")],
-        ..COMPATIBLE
-    }),
+    (
+        "fireworks.ai",
+        Quirks { messages: Messages::Plain, add: &[("context_length_exceeded_behavior", "\"error\"")], ..COMPATIBLE },
+    ),
     ("api.meta.ai", Quirks { output_limit: OutputLimit::Modern, drop: &["stop"], ..COMPATIBLE }),
 ];
 
@@ -172,7 +208,8 @@ fn host(base: &str) -> Option<String> {
 /// Whether a model refuses `max_tokens`: the o-series and everything from gpt-5 on.
 pub fn wants_completion_tokens(model: &str) -> bool {
     let model = model.rsplit('/').next().unwrap_or(model);
-    let numbered = |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.bytes().next()).is_some_and(|b| b.is_ascii_digit());
+    let numbered =
+        |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.bytes().next()).is_some_and(|b| b.is_ascii_digit());
     let generation = model.strip_prefix("gpt-").and_then(|rest| {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         rest[..digits].parse::<u32>().ok()
@@ -189,7 +226,16 @@ mod tests {
         for model in ["o1", "o3-mini", "gpt-5", "gpt-5.6-sol", "gpt-6-luna", "gpt-6.2-astra", "gpt-12"] {
             assert!(wants_completion_tokens(model), "{model}");
         }
-        for model in ["gpt-4o", "gpt-4.1-mini", "gpt-35-turbo", "gpt-oss-120b", "openai/gpt-oss-20b", "omni-moderation-latest", "llama-3.3", "prod-a"] {
+        for model in [
+            "gpt-4o",
+            "gpt-4.1-mini",
+            "gpt-35-turbo",
+            "gpt-oss-120b",
+            "openai/gpt-oss-20b",
+            "omni-moderation-latest",
+            "llama-3.3",
+            "prod-a",
+        ] {
             assert!(!wants_completion_tokens(model), "{model}");
         }
     }

@@ -60,7 +60,8 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
         edits.push(edit);
     }
 
-    let asks_usage = ask.scan.stream && quirks.stream_usage && ask.endpoint != Endpoint::Passthrough && !has(ask, "stream_options");
+    let asks_usage =
+        ask.scan.stream && quirks.stream_usage && ask.endpoint != Endpoint::Passthrough && !has(ask, "stream_options");
     let additions = quirks.add.iter().enumerate().filter(|(bit, _)| ask.endpoint == Endpoint::Chat && present & (1 << bit) == 0);
     if !edited && !asks_usage && additions.clone().next().is_none() {
         return Ok(Encoded { body: ask.body.clone(), dropped });
@@ -140,7 +141,9 @@ fn by_table(quirks: &Quirks, name: &str, value: &[u8]) -> Edit {
 fn rewrite_messages(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Result<Edit, Failure> {
     let rewritten = match quirks.messages {
         Messages::AsWritten => return Ok(Edit::Keep),
-        Messages::WithoutReasoning if !ask.scan.features.contains(Features::REPLAYED_REASONING) => return Ok(Edit::Keep),
+        Messages::WithoutReasoning if !ask.scan.features.contains(Features::REPLAYED_REASONING) => {
+            return Ok(Edit::Keep);
+        }
         Messages::WithoutReasoning => messages::without(value, messages::REASONING),
         Messages::Plain => messages::without(value, messages::FOREIGN),
         Messages::Strict => messages::strict(value),
@@ -153,7 +156,8 @@ fn rewrite_messages(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Result<Edit
 
 /// Mistral refuses an empty list, demands `parameters`, and knows functions only.
 fn strict_tools(value: &[u8]) -> Result<Edit, Failure> {
-    let mut tools: Value = serde_json::from_slice(value).map_err(|error| blame("tools", format!("tools cannot be read: {error}")))?;
+    let mut tools: Value =
+        serde_json::from_slice(value).map_err(|error| blame("tools", format!("tools cannot be read: {error}")))?;
     let Some(list) = tools.as_array_mut().filter(|list| !list.is_empty()) else {
         return Ok(Edit::Drop);
     };
@@ -164,7 +168,9 @@ fn strict_tools(value: &[u8]) -> Result<Edit, Failure> {
                     function.insert("parameters".into(), json!({ "type": "object", "properties": {} }));
                 }
             }
-            None => return Err(blame("tools", "this backend's provider takes function tools only".into())),
+            None => {
+                return Err(blame("tools", "this backend's provider takes function tools only".into()));
+            }
         }
     }
     Ok(Edit::Replace(None, Cow::Owned(tools.to_string().into_bytes())))

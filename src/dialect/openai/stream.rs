@@ -78,9 +78,17 @@ impl PeekChoice<'_> {
     fn has_content(&self) -> bool {
         let says = |value: &Option<&RawValue>| value.is_some_and(|value| !matches!(value.get(), "\"\"" | "[]" | "null"));
         let delta = self.delta.as_ref().is_some_and(|delta| {
-            [delta.content, delta.reasoning, delta.reasoning_content, delta.refusal, delta.tool_calls, delta.function_call, delta.audio]
-                .iter()
-                .any(says)
+            [
+                delta.content,
+                delta.reasoning,
+                delta.reasoning_content,
+                delta.refusal,
+                delta.tool_calls,
+                delta.function_call,
+                delta.audio,
+            ]
+            .iter()
+            .any(says)
         });
         delta || says(&self.text) || says(&self.finish_reason)
     }
@@ -234,12 +242,16 @@ impl Relay {
         if let Some(failure) = failure_in_reply(&tree) {
             return Err(failure);
         }
-        let Some(normaliser) = &mut self.normaliser else { return Ok(()) };
+        let Some(normaliser) = &mut self.normaliser else {
+            return Ok(());
+        };
         let repaired = normaliser.chunk(tree);
         if let Some(usage) = &normaliser.usage {
             self.usage = Usage::deserialize(usage).ok();
         }
-        let Some(mut chunk) = repaired else { return Ok(()) };
+        let Some(mut chunk) = repaired else {
+            return Ok(());
+        };
         if self.include_usage {
             chunk["usage"] = Value::Null;
         }

@@ -48,17 +48,20 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 async function awaitReady() {
   const giveUp = Date.now() + 20_000;
   while (Date.now() < giveUp && gateway.exitCode === null) {
-    const reply = await fetch(`${gatewayUrl}/ready`).catch(() => null);
-    if (reply?.status === 200) return;
+    const address = log.match(/"message":"listening","address":"([0-9.:]+)"/);
+    if (address) {
+      gatewayUrl = `http://${address[1]}`;
+      assert.equal((await fetch(`${gatewayUrl}/ready`)).status, 200);
+      return;
+    }
     await pause(20);
   }
   throw new Error(`the gateway did not become ready:\n${log.slice(-4000)}`);
 }
 
 async function startGateway() {
-  const [port, deadPort] = [await freePort(), await freePort()];
-  gatewayUrl = `http://127.0.0.1:${port}`;
-  const env = { ...process.env, GATEWAY_PORT: port, STANDIN_PORT: new URL(standinUrl).port, DEAD_PORT: deadPort };
+  const deadPort = await freePort();
+  const env = { ...process.env, GATEWAY_PORT: 0, STANDIN_PORT: new URL(standinUrl).port, DEAD_PORT: deadPort };
   gateway = spawn(process.env.STAGEDOOR_BIN, ["--config", `${here}/gateway.yaml`], { env, stdio: ["ignore", "pipe", "pipe"] });
   for (const output of [gateway.stdout, gateway.stderr]) output.on("data", (bytes) => (log = (log + bytes).slice(-8000)));
   await awaitReady();
