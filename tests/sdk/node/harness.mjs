@@ -60,6 +60,7 @@ async function awaitReady() {
 }
 
 async function startGateway() {
+  log = "";
   const deadPort = await freePort();
   const env = { ...process.env, GATEWAY_PORT: 0, STANDIN_PORT: new URL(standinUrl).port, DEAD_PORT: deadPort };
   gateway = spawn(process.env.STAGEDOOR_BIN, ["--config", `${here}/gateway.yaml`], { env, stdio: ["ignore", "pipe", "pipe"] });
