@@ -5,10 +5,10 @@
 use std::fmt;
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::WorkerGuard;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -21,7 +21,7 @@ use crate::settings::Telemetry;
 pub fn init(settings: &Telemetry) -> WorkerGuard {
     let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
     // The plan has checked the directives.
-    let filter = EnvFilter::try_new(&settings.logs.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = settings.logs.level.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter);
     // A subscriber that is there already (in tests) stays.
@@ -54,55 +54,51 @@ struct FragmentVisitor<'w> {
 }
 
 impl FragmentVisitor<'_> {
-    fn put(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+    /// Written piece by piece: the formatting machinery would cost more than the bytes.
+    fn put(&mut self, field: &Field, write: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
         if self.result.is_ok() {
-            self.result = write!(self.writer, "\"{}\":{value},", field.name());
+            let writer = &mut self.writer;
+            let key = writer.write_char('"').and_then(|()| writer.write_str(field.name())).and_then(|()| writer.write_str("\":"));
+            self.result = key.and_then(|()| write(writer)).and_then(|()| writer.write_char(','));
         }
     }
 }
 
 impl Visit for FragmentVisitor<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        if value.is_finite() {
-            self.put(field, format_args!("{value}"));
-        } else {
-            self.put(field, format_args!("null"));
-        }
+        self.put(field, |writer| if value.is_finite() { write!(writer, "{value}") } else { writer.write_str("null") });
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, format_args!("{value}"));
+        self.put(field, |writer| writer.write_str(itoa::Buffer::new().format(value)));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, format_args!("{value}"));
+        self.put(field, |writer| writer.write_str(itoa::Buffer::new().format(value)));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, format_args!("{value}"));
+        self.put(field, |writer| writer.write_str(if value { "true" } else { "false" }));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, format_args!("{}", Quoted(value)));
+        self.put(field, |writer| quote(writer, value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let text = format!("{value:?}");
-        self.put(field, format_args!("{}", Quoted(&text)));
+        self.put(field, |writer| quote(writer, &text));
     }
 }
 
-/// Text as a JSON string.
-struct Quoted<'a>(&'a str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = self.0.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\');
-        if plain {
-            return write!(f, "\"{}\"", self.0);
-        }
-        f.write_str(&serde_json::to_string(self.0).map_err(|_| fmt::Error)?)
+/// Writes text as a JSON string.
+fn quote(writer: &mut Writer<'_>, text: &str) -> fmt::Result {
+    if text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        return writer.write_str(&serde_json::to_string(text).map_err(|_| fmt::Error)?);
     }
+    writer.write_char('"')?;
+    writer.write_str(text)?;
+    writer.write_char('"')
 }
 
 /// One JSON object a line: the event's fields, then each span's under its name.

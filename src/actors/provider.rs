@@ -91,13 +91,12 @@ impl Provider {
         let shared = &slots.shared.backends[index];
         let backend = Arc::clone(&slots.shared.settings.backends[index]);
         let codec = Dialect::codec(&backend);
-        let transport = match (&backend.simulated, &shared.tls) {
-            (Some(simulated), _) => Transport::Simulated(Simulator::new(simulated.clone(), Arc::clone(&shared.simulated))),
-            (None, Some(tls)) => {
+        let transport = match &backend.simulated {
+            Some(simulated) => Transport::Simulated(Simulator::new(simulated.clone(), Arc::clone(&shared.simulated))),
+            None => {
                 let headers = codec.as_ref().map(|codec| codec.headers(&backend)).unwrap_or_default();
-                Transport::Http(HttpClient::new(&backend, tls, headers))
+                Transport::Http(HttpClient::new(&backend, &shared.tls, headers))
             }
-            (None, None) => Transport::Simulated(Simulator::new(crate::settings::Simulated::default(), Arc::default())),
         };
         let budget = Rc::clone(&slots.providers[index].budget);
         let station = Rc::new(Station { backend, codec, transport, budget });
@@ -370,7 +369,7 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
     let failure = match landing {
         Landing::Done(Verdict::Answer(answer)) => {
             // A caller that left in this instant drops the answer, and with it the flight.
-            let _ = reply.send(Ok(*answer));
+            let _ = reply.send(Ok(answer));
             return;
         }
         // The guard settles it as cancelled.

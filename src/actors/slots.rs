@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use actix::Addr;
-use rustls::ClientConfig;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
 
 use super::pool::Pool;
 use super::provider::Provider;
 use crate::attempt::{Flights, system_roots, tls_config};
 use crate::balance::{CrashRecord, MemberStats, Permits, RetryBudget};
-use crate::settings::Settings;
+use crate::settings::{Backend, Settings};
 use crate::shard::Shard;
 
 /// What all workers share; nothing here is locked on the path of a request.
@@ -40,8 +40,8 @@ pub struct SharedBackend {
     pub generation: AtomicU32,
     /// Request numbers of the simulated provider.
     pub simulated: Arc<[AtomicU64; 2]>,
-    /// TLS settings; `None` where no network is used.
-    pub tls: Option<Arc<ClientConfig>>,
+    /// TLS settings.
+    pub tls: Arc<ClientConfig>,
 }
 
 impl Shared {
@@ -50,16 +50,17 @@ impl Shared {
     /// # Errors
     /// Extra certificates of a backend that cannot be used, in words.
     pub fn new(settings: Arc<Settings>) -> Result<Arc<Self>, String> {
-        let roots = system_roots();
+        // The system's certificates take megabytes: they are read only if something is encrypted.
+        let is_encrypted = |backend: &Backend| backend.base.starts_with("https:");
+        let roots = if settings.backends.iter().any(|b| is_encrypted(b)) { system_roots() } else { RootCertStore::empty() };
         let plain = tls_config(&roots, None)?;
         let mut backends = Vec::new();
         for backend in &settings.backends {
             let tls = match &backend.network.ca_pem {
-                _ if backend.simulated.is_some() => None,
-                Some(pem) => {
-                    Some(tls_config(&roots, Some(pem)).map_err(|error| format!("backend `{}`: caFile: {error}", backend.name))?)
+                Some(pem) if is_encrypted(backend) => {
+                    tls_config(&roots, Some(pem)).map_err(|error| format!("backend `{}`: caFile: {error}", backend.name))?
                 }
-                None => Some(Arc::clone(&plain)),
+                Some(_) | None => Arc::clone(&plain),
             };
             backends.push(SharedBackend {
                 permits: Permits::new(backend.max_concurrent),

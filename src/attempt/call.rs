@@ -150,10 +150,10 @@ impl Ledger {
 /// The reply sender of a caller.
 pub type ReplySender = oneshot::Sender<Reply>;
 /// What a caller gets.
-pub type Reply = Result<Answer, GatewayError>;
+pub type Reply = Result<Box<Answer>, GatewayError>;
 
 /// Response headers taken over from a provider.
-pub type AnswerHeaders = SmallVec<[(HeaderName, HeaderValue); 8]>;
+pub type AnswerHeaders = SmallVec<[(HeaderName, HeaderValue); 2]>;
 
 /// A served request.
 #[derive(Debug)]

@@ -29,7 +29,10 @@ pub struct HttpClient {
     /// Makes a connection for each request.
     fresh: Client,
     headers: Vec<(HeaderName, HeaderValue)>,
-    known: RefCell<HashMap<Endpoint, HashMap<String, FrozenClientRequest>>>,
+    /// By endpoint, where the address is always the same.
+    fixed: RefCell<[Option<FrozenClientRequest>; 4]>,
+    /// By endpoint and model, where the model is part of the address.
+    by_model: RefCell<HashMap<(Endpoint, String), FrozenClientRequest>>,
     close_every: Option<u64>,
     sent: Cell<u64>,
     connect_limit: Duration,
@@ -50,7 +53,8 @@ impl HttpClient {
             pooled: client(backend, tls, Duration::from_secs(60)),
             fresh: client(backend, tls, Duration::ZERO),
             headers,
-            known: RefCell::new(HashMap::new()),
+            fixed: RefCell::default(),
+            by_model: RefCell::default(),
             close_every: backend.network.max_requests,
             sent: Cell::new(0),
             connect_limit: backend.timeouts.connect,
@@ -94,16 +98,26 @@ impl HttpClient {
         model: Option<&str>,
         make: &dyn Fn() -> String,
     ) -> Result<FrozenClientRequest, SendFailure> {
-        let key = model.unwrap_or_default();
-        let mut known = self.known.borrow_mut();
-        let known = known.entry(endpoint).or_default();
-        if let Some(frozen) = known.get(key) {
+        let fresh = || {
+            let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+            self.freeze(&self.pooled, &Method::POST, &make(), &json)
+        };
+        let Some(model) = model else {
+            let mut fixed = self.fixed.borrow_mut();
+            let place = &mut fixed[endpoint as usize];
+            return match place {
+                Some(frozen) => Ok(frozen.clone()),
+                None => fresh().inspect(|frozen| *place = Some(frozen.clone())),
+            };
+        };
+        let mut by_model = self.by_model.borrow_mut();
+        let key = (endpoint, model.to_owned());
+        if let Some(frozen) = by_model.get(&key) {
             return Ok(frozen.clone());
         }
-        let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        let frozen = self.freeze(&self.pooled, &Method::POST, &make(), &json)?;
-        if known.len() < KNOWN_LIMIT {
-            known.insert(key.to_owned(), frozen.clone());
+        let frozen = fresh()?;
+        if by_model.len() < KNOWN_LIMIT {
+            by_model.insert(key, frozen.clone());
         }
         Ok(frozen)
     }

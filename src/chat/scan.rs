@@ -2,9 +2,9 @@
 //!
 //! The places travel with the request, so that a later splice is a copy and not a second parse.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::json::{JsonError, Lexer, unquote};
@@ -41,13 +41,88 @@ impl Features {
     }
 }
 
-/// A top-level field: places of its quoted key and of its value.
+/// A top-level field: its name, and the places of its quoted key and of its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
-    /// Key with its quotes.
-    pub key: Range<usize>,
-    /// Value.
-    pub value: Range<usize>,
+    /// Place in [`KNOWN`], or that of no name.
+    known: u8,
+    key: (u32, u32),
+    value: (u32, u32),
+}
+
+/// Names of fields that the gateway reads or that a provider may want changed; the first [`WATCHED`] may stand only
+/// once, since a duplicate could be read one way here and another way by the provider.
+const KNOWN: [&str; 45] = [
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "n",
+    "tools",
+    "response_format",
+    "logprobs",
+    "modalities",
+    "audio",
+    "input",
+    "encoding_format",
+    "max_tokens",
+    "max_completion_tokens",
+    "functions",
+    "tool_choice",
+    "temperature",
+    "top_p",
+    "stop",
+    "seed",
+    "user",
+    "metadata",
+    "store",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "top_logprobs",
+    "parallel_tool_calls",
+    "service_tier",
+    "reasoning_effort",
+    "prediction",
+    "prompt_cache_key",
+    "safety_identifier",
+    "verbosity",
+    "dimensions",
+    "prompt",
+    "suffix",
+    "function_call",
+    "web_search_options",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "moderation",
+    "min_tokens",
+    "top_k",
+    "repetition_penalty",
+];
+const WATCHED: usize = 16;
+
+impl Field {
+    /// The name, unescaped.
+    pub fn name<'b>(&self, body: &'b [u8]) -> Cow<'b, str> {
+        match KNOWN.get(usize::from(self.known)) {
+            Some(name) => Cow::Borrowed(name),
+            None => unquote(self.key(body)).unwrap_or_default(),
+        }
+    }
+
+    /// The quoted key as it stands in the body.
+    pub fn key<'b>(&self, body: &'b [u8]) -> &'b [u8] {
+        &body[self.key.0 as usize..self.key.1 as usize]
+    }
+
+    /// The value as it stands in the body.
+    pub fn value<'b>(&self, body: &'b [u8]) -> &'b [u8] {
+        &body[self.value.0 as usize..self.value.1 as usize]
+    }
+}
+
+fn known(name: &str) -> Option<usize> {
+    KNOWN.iter().position(|known| *known == name)
 }
 
 /// What a scan finds.
@@ -68,9 +143,14 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// The field with this name.
-    pub fn field<'s>(&'s self, body: &Bytes, name: &str) -> Option<&'s Field> {
-        self.fields.iter().find(|field| matches!(unquote(&body[field.key.clone()]), Some(key) if key == name))
+    /// The value of the field with this name, as it stands in the body.
+    pub fn value<'b>(&self, body: &'b [u8], name: &str) -> Option<&'b [u8]> {
+        self.fields.iter().find(|field| field.name(body) == name).map(|field| field.value(body))
+    }
+
+    /// Whether there is a field with this name.
+    pub fn has(&self, body: &[u8], name: &str) -> bool {
+        self.fields.iter().any(|field| field.name(body) == name)
     }
 }
 
@@ -83,6 +163,9 @@ pub enum ScanError {
     /// Not UTF-8.
     #[error("the body is not UTF-8")]
     Encoding,
+    /// Larger than places can tell.
+    #[error("a JSON body must be smaller than 4 GiB")]
+    Size,
     /// A field that the gateway reads has the wrong type or stands twice.
     #[error("`{field}` {reason}")]
     Field {
@@ -104,43 +187,26 @@ pub enum Shape {
     Free,
 }
 
-/// Fields that may stand only once: a duplicate could be read one way here and another way by the provider.
-const WATCHED: &[&str] = &[
-    "model",
-    "messages",
-    "stream",
-    "stream_options",
-    "n",
-    "tools",
-    "response_format",
-    "logprobs",
-    "modalities",
-    "audio",
-    "input",
-    "encoding_format",
-    "max_tokens",
-    "max_completion_tokens",
-    "functions",
-    "tool_choice",
-];
-
 /// Scans a body.
 ///
 /// # Errors
 /// [`ScanError`] for anything that is not a JSON object of the expected shape.
 pub fn scan(body: &[u8], shape: Shape) -> Result<Scan, ScanError> {
-    if std::str::from_utf8(body).is_err() {
+    if simdutf8::basic::from_utf8(body).is_err() {
         return Err(ScanError::Encoding);
     }
+    if u32::try_from(body.len()).is_err() {
+        return Err(ScanError::Size);
+    }
     let mut found = Scan::default();
-    let mut seen = 0u32;
+    let mut seen = 0u64;
     let mut lexer = Lexer::new(body);
     lexer.object::<ScanError>(|lexer, key| {
         let name = unquote(&body[key.clone()]).unwrap_or_default();
-        let watched = WATCHED.iter().position(|field| *field == name);
-        if let Some(bit) = watched {
+        let place = known(&name);
+        if let Some(bit) = place.filter(|bit| *bit < WATCHED) {
             if seen & (1 << bit) != 0 {
-                return Err(ScanError::Field { field: WATCHED[bit], reason: "stands twice in the body" });
+                return Err(ScanError::Field { field: KNOWN[bit], reason: "stands twice in the body" });
             }
             seen |= 1 << bit;
         }
@@ -148,14 +214,16 @@ pub fn scan(body: &[u8], shape: Shape) -> Result<Scan, ScanError> {
             "messages" => messages(lexer, body, &mut found.features)?,
             _ => lexer.value()?,
         };
-        if let Some(bit) = watched {
-            found.read(WATCHED[bit], &body[value.clone()])?;
+        if let Some(bit) = place {
+            found.read(KNOWN[bit], &body[value.clone()])?;
         }
-        found.fields.push(Field { key, value });
+        let short = |range: Range<usize>| (u32::try_from(range.start).unwrap_or(0), u32::try_from(range.end).unwrap_or(0));
+        let known = place.and_then(|place| u8::try_from(place).ok()).unwrap_or(u8::MAX);
+        found.fields.push(Field { known, key: short(key), value: short(value) });
         Ok(())
     })?;
     lexer.end()?;
-    let lacks = |field: &str| !WATCHED.iter().position(|name| *name == field).is_some_and(|bit| seen & (1 << bit) != 0);
+    let lacks = |field: &str| known(field).is_some_and(|bit| seen & (1 << bit) == 0);
     if shape != Shape::Free && found.model.is_none() {
         return Err(ScanError::Field { field: "model", reason: "is required" });
     }
@@ -277,18 +345,15 @@ mod tests {
 
     #[test]
     fn a_body_yields_its_model_places_and_features() {
-        let body = Bytes::from_static(
-            br#"{"mod\u0065l":"gpt-4o","stream":true,"stream_options":{"include_usage":true},"n":2,"tools":[{}],
-            "messages":[{"role":"user","content":[{"type":"text","text":"\"type\":\"file\""},{"type":"image_url","image_url":{}}]}]}"#,
-        );
-        let found = scan(&body, Shape::Chat).unwrap();
+        let body = br#"{"mod\u0065l":"gpt-4o","stream":true,"stream_options":{"include_usage":true},"n":2,"tools":[{}],
+            "messages":[{"role":"user","content":[{"type":"text","text":"\"type\":\"file\""},{"type":"image_url","image_url":{}}]}]}"#;
+        let found = scan(body, Shape::Chat).unwrap();
         assert_eq!(found.model.as_deref(), Some("gpt-4o"));
         assert!(found.stream && found.include_usage);
         assert_eq!(found.n, Some(2));
         assert!(found.features.contains(Features::VISION) && found.features.contains(Features::TOOLS));
         assert!(!found.features.contains(Features::FILE));
-        let place = found.field(&body, "model").unwrap();
-        assert_eq!(&body[place.value.clone()], b"\"gpt-4o\"");
+        assert_eq!(found.value(body, "model").unwrap(), b"\"gpt-4o\"");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .route("/backends/{name}/restart", web::post().to(admin::restart))
                 .default_service(web::to(reply::unknown_path)),
         )
-        .route("/v1/models", web::get().to(models::list))
-        .route("/v1/models/{id:.*}", web::get().to(models::one))
+        // A scope is matched by its prefix; a pattern here would cost every request a search.
+        .service(web::scope("/v1/models").route("", web::get().to(models::list)).route("/{id:.*}", web::get().to(models::one)))
         .default_service(web::to(front::serve));
 }

@@ -49,7 +49,7 @@ pub(super) fn plan(document: Document, environment: &BTreeMap<String, String>, f
             ),
         );
     }
-    if tracing_subscriber::EnvFilter::try_new(&document.telemetry.logs.level).is_err() {
+    if document.telemetry.logs.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
         findings.problem("telemetry.logs.level", format!("`{}` is neither a level nor a filter", document.telemetry.logs.level));
     }
 

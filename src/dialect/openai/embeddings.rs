@@ -13,8 +13,7 @@ use crate::dialect::Ask;
 
 /// Re-encodes the vectors of a reply if they are not in the asked encoding.
 pub fn reencode(ask: &Ask<'_>, body: Bytes) -> Result<Bytes, Failure> {
-    let wants_base64 =
-        ask.scan.field(ask.body, "encoding_format").is_some_and(|field| &ask.body[field.value.clone()] == b"\"base64\"");
+    let wants_base64 = ask.scan.value(ask.body, "encoding_format") == Some(b"\"base64\"");
     let mut reply: Map<String, Value>;
     {
         #[derive(serde::Deserialize)]

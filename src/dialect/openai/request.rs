@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::messages;
 use super::quirks::{Messages, OutputLimit, Quirks, wants_completion_tokens};
-use crate::chat::{Endpoint, Failure, FailureClass, Features, unquote};
+use crate::chat::{Endpoint, Failure, FailureClass, Features};
 use crate::dialect::{Ask, Encoded};
 
 /// What becomes of one field.
@@ -30,8 +30,8 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
     let both_limits = has(ask, "max_tokens") && has(ask, "max_completion_tokens");
 
     for field in &ask.scan.fields {
-        let name = unquote(&ask.body[field.key.clone()]).unwrap_or_default();
-        let value = &ask.body[field.value.clone()];
+        let name = field.name(ask.body);
+        let value = field.value(ask.body);
         for (bit, (added, _)) in quirks.add.iter().enumerate() {
             present |= u32::from(*added == name) << bit;
         }
@@ -68,9 +68,9 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
     }
     let mut out = Object::with_capacity(ask.body.len() + 64);
     for (field, edit) in ask.scan.fields.iter().zip(&edits) {
-        let key = &ask.body[field.key.clone()];
+        let key = field.key(ask.body);
         match edit {
-            Edit::Keep => out.field(key, &ask.body[field.value.clone()]),
+            Edit::Keep => out.field(key, field.value(ask.body)),
             Edit::Drop => {}
             Edit::Replace(None, value) => out.field(key, value),
             Edit::Replace(Some(name), value) => out.field(quote(name).as_bytes(), value),
@@ -86,7 +86,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
 }
 
 fn has(ask: &Ask<'_>, name: &str) -> bool {
-    ask.scan.field(ask.body, name).is_some()
+    ask.scan.has(ask.body, name)
 }
 
 fn quote(name: &str) -> String {
