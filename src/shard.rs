@@ -1,5 +1,6 @@
 //! The supervisor of one worker: starts and replaces its pool and provider actors, and fills the slots they are found by.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,12 +11,13 @@ use tokio::time::Instant;
 use crate::actors::director::Director;
 use crate::actors::pool::Pool;
 use crate::actors::provider::Provider;
-use crate::actors::slots::{Shared, SlotState, Slots};
+use crate::actors::slots::{Shared, SlotState, Slots, take_jobs};
 use crate::actors::{
-    Cancel, Down, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart, Restarted, Retire, RetireReport, ShardState,
-    Snapshot,
+    Cancel, Down, Job, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart, Restarted, Retire, RetireReport,
+    ShardState, Snapshot,
 };
-use crate::attempt::Cut;
+use crate::attempt::{Cut, FlightView};
+use crate::error::GatewayError;
 
 /// The actor.
 pub struct Shard {
@@ -79,10 +81,11 @@ impl Shard {
                 state.generation = up.generation;
                 state.uptime_seconds = now.duration_since(up.since).as_secs_f64();
                 state.in_flight = up.flights.len();
-                state.queued = up.queued.get();
+                state.queued = up.queue.borrow().len();
                 state.flights = up.flights.views(now);
+                state.flights.extend(up.queue.borrow().iter().map(|job| waiting_view(job, "queued", now)));
             }
-            SlotState::Down { until, failed } => {
+            SlotState::Down { until, failed, .. } => {
                 state.state = if *failed { "failed" } else { "backing-off" };
                 state.next_start_seconds = Some(until.saturating_duration_since(now).as_secs_f64());
             }
@@ -102,12 +105,11 @@ impl Handler<Down> for Shard {
     fn handle(&mut self, down: Down, ctx: &mut Context<Self>) {
         let slot = &self.slots.providers[down.backend];
         let backend = &self.slots.shared.settings.backends[down.backend];
-        let old = match &*slot.state.borrow() {
-            SlotState::Up(up) if up.generation == down.generation => Rc::clone(&up.flights),
+        let crashed = |state: &SlotState| matches!(state, SlotState::Down { generation, .. } if *generation == down.generation);
+        if !crashed(&slot.state.borrow()) {
             // It was replaced already.
-            SlotState::Up(_) | SlotState::Down { .. } => return,
-        };
-        slot.retiring.borrow_mut().push(old);
+            return;
+        }
         slot.crashed.set(slot.crashed.get() + 1);
         let now = Instant::now();
         let noted = slot.crashes.borrow_mut().note(now.into_std(), backend.restarts_per_minute);
@@ -124,11 +126,13 @@ impl Handler<Down> for Shard {
             format!("crash: {}", down.reason)
         };
         *slot.last_reason.borrow_mut() = Some(reason);
-        *slot.state.borrow_mut() = SlotState::Down { until: now + wait, failed };
-        let index = down.backend;
+        *slot.state.borrow_mut() = SlotState::Down { until: now + wait, failed, generation: down.generation };
+        let (index, crashed) = (down.backend, down.generation);
         ctx.run_later(wait, move |shard, _| {
             // An operator may have restarted it meanwhile.
-            if matches!(*shard.slots.providers[index].state.borrow(), SlotState::Down { .. }) {
+            let state = &shard.slots.providers[index].state;
+            let waits = matches!(*state.borrow(), SlotState::Down { generation, .. } if generation == crashed);
+            if waits {
                 let generation = shard.slots.shared.backends[index].generation.fetch_add(1, Ordering::Relaxed) + 1;
                 shard.bring_up(index, generation, false);
             }
@@ -180,11 +184,32 @@ impl Handler<Cancel> for Shard {
         for slot in &self.slots.providers {
             if let SlotState::Up(up) = &*slot.state.borrow() {
                 ended += up.flights.cut_all(Cut::Operator, Some(&cancel.id));
+                ended += refuse_all(take_jobs(&up.queue, &cancel.id));
             }
             let retiring = slot.retiring.borrow().clone();
             ended += retiring.iter().map(|flights| flights.cut_all(Cut::Operator, Some(&cancel.id))).sum::<usize>();
         }
-        ended
+        ended + self.slots.pools.iter().map(|slot| refuse_all(take_jobs(&slot.parked, &cancel.id))).sum::<usize>()
+    }
+}
+
+/// Answers jobs that an operator has cancelled while they waited.
+fn refuse_all(jobs: VecDeque<Job>) -> usize {
+    let count = jobs.len();
+    for job in jobs {
+        let _ = job.0.reply.send(Err(GatewayError::Cut(Cut::Operator.words())));
+    }
+    count
+}
+
+fn waiting_view(job: &Job, phase: &'static str, now: Instant) -> FlightView {
+    let call = &job.0.call;
+    FlightView {
+        id: call.id.to_string(),
+        age_seconds: now.duration_since(call.started).as_secs_f64(),
+        phase,
+        stream: call.is_stream(),
+        content_events: 0,
     }
 }
 
@@ -199,7 +224,8 @@ impl Handler<Snapshot> for Shard {
                 requests: stats.requests,
                 absorbed: stats.absorbed,
                 refused: stats.refused,
-                parked: slot.parked.get(),
+                parked: slot.parked.borrow().len(),
+                waiting: slot.parked.borrow().iter().map(|job| waiting_view(job, "parked", now)).collect(),
                 restarts: slot.restarts.get(),
                 members: stats.members.clone(),
             }

@@ -224,6 +224,8 @@ pub struct PoolState {
     pub refused: u64,
     /// Jobs that wait for a member to start.
     pub parked: usize,
+    /// The same, one by one.
+    pub waiting: Vec<FlightView>,
     /// Restarts after a panic.
     pub restarts: u32,
     /// By place in the pool.

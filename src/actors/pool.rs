@@ -25,7 +25,7 @@ use crate::settings;
 /// How often parked jobs are looked at for callers that left or waited too long.
 const PARKING_TICK: Duration = Duration::from_millis(20);
 /// How often a job may meet a generation that was just replaced.
-const MOVES: u32 = 8;
+const MOVES: u32 = 32;
 
 /// The actor: a shell around the pool's core.
 pub struct Pool {
@@ -36,7 +36,6 @@ pub struct Pool {
 struct Core {
     plan: Arc<settings::Pool>,
     slots: Rc<Slots>,
-    parked: RefCell<VecDeque<Job>>,
     is_broken: Cell<bool>,
     is_watching: Cell<bool>,
 }
@@ -47,7 +46,6 @@ impl Pool {
         let core = Core {
             plan: Arc::clone(&slots.shared.settings.pools[index]),
             slots: Rc::clone(slots),
-            parked: RefCell::default(),
             is_broken: Cell::new(false),
             is_watching: Cell::new(false),
         };
@@ -129,7 +127,7 @@ impl Handler<ProviderUp> for Pool {
     type Result = ();
 
     fn handle(&mut self, _: ProviderUp, ctx: &mut Context<Self>) {
-        let waiting = std::mem::take(&mut *self.core.parked.borrow_mut());
+        let waiting = std::mem::take(&mut *self.core.parked().borrow_mut());
         let core = Rc::clone(&self.core);
         core.guard(ctx, || waiting.into_iter().for_each(|job| core.place(job)));
     }
@@ -148,11 +146,13 @@ impl Core {
         self.watch_parked(ctx);
     }
 
+    fn parked(&self) -> &RefCell<VecDeque<Job>> {
+        &self.slots.pools[self.plan.index].parked
+    }
+
     /// Looks at the parked jobs again while there are any.
     fn watch_parked(self: &Rc<Self>, ctx: &mut Context<Pool>) {
-        let parked = self.parked.borrow().len();
-        self.slots.pools[self.plan.index].parked.set(parked);
-        if parked > 0 && !self.is_watching.replace(true) {
+        if !self.parked().borrow().is_empty() && !self.is_watching.replace(true) {
             let core = Rc::clone(self);
             ctx.run_later(PARKING_TICK, move |_, ctx| {
                 core.is_watching.set(false);
@@ -304,7 +304,7 @@ impl Core {
 
     fn park(&self, mut job: Job) {
         let parking = &self.plan.parking;
-        if self.parked.borrow().len() >= parking.max_jobs {
+        if self.parked().borrow().len() >= parking.max_jobs {
             let pool = Arc::clone(&self.plan.name);
             let error = match job.0.ledger.worst.take() {
                 Some(worst) => GatewayError::Upstream(worst),
@@ -316,13 +316,13 @@ impl Core {
             return self.refuse(job, error);
         }
         job.0.ledger.parked_at.get_or_insert_with(Instant::now);
-        self.parked.borrow_mut().push_back(job);
+        self.parked().borrow_mut().push_back(job);
     }
 
     /// Drops parked jobs whose callers left, answers those that waited too long, and places what can be placed.
     fn sweep(&self) {
         let now = Instant::now();
-        let waiting = std::mem::take(&mut *self.parked.borrow_mut());
+        let waiting = std::mem::take(&mut *self.parked().borrow_mut());
         for job in waiting {
             let since = job.0.ledger.parked_at.unwrap_or(now);
             if !job.0.reply.is_closed() && now.duration_since(since) >= self.plan.parking.max_wait {

@@ -2,7 +2,6 @@
 //!
 //! Work runs in spawned tasks that the flight table counts; handlers decide and return.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,10 +15,9 @@ use actix::prelude::*;
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::Instrument as _;
 
 use super::pool::crash_failure;
-use super::slots::{Slots, Up};
+use super::slots::{JobQueue, Slots, Up};
 use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Retire, RetireReport};
 use crate::attempt::{
     Cut, End, FlightGuard, FlightPlan, Flights, HttpClient, Settled, Station, Tower, Transport, Verdict, panic_message, warm_up,
@@ -43,8 +41,7 @@ pub struct Provider {
     slots: Rc<Slots>,
     generation: u32,
     flights: Rc<Flights>,
-    queue: VecDeque<Job>,
-    queued: Rc<Cell<usize>>,
+    queue: JobQueue,
     is_ticking: bool,
     is_pumping: bool,
     retired: Option<Retirement>,
@@ -103,7 +100,7 @@ impl Provider {
         if warm && matches!(station.transport, Transport::Http(_)) {
             actix_rt::spawn(warm_up(Rc::clone(&station)));
         }
-        let queued = Rc::new(Cell::new(0));
+        let queue = JobQueue::default();
         let mut flights = None;
         let addr = Self::create(|ctx| {
             let messenger = Messenger { slots: Rc::clone(slots), provider: ctx.address().downgrade() };
@@ -114,15 +111,14 @@ impl Provider {
                 slots: Rc::clone(slots),
                 generation,
                 flights: table,
-                queue: VecDeque::new(),
-                queued: Rc::clone(&queued),
+                queue: Rc::clone(&queue),
                 is_ticking: false,
                 is_pumping: false,
                 retired: None,
             }
         });
         let flights = flights.expect("set while the actor was created");
-        Up { addr, generation, since: Instant::now(), flights, queued }
+        Up { addr, generation, since: Instant::now(), flights, queue }
     }
 
     fn bounce(&self, job: Job, why: Bounced) {
@@ -142,12 +138,12 @@ impl Provider {
         self.station.transport.on_admit();
         let permits = &self.slots.shared.backends[self.station.backend.index].permits;
         // Those who wait already come first.
-        let permit = if self.queue.is_empty() { permits.try_take() } else { None };
+        let permit = if self.queue.borrow().is_empty() { permits.try_take() } else { None };
         let Some(job) = cell.take() else { return };
         match permit {
             Some(permit) => self.launch(job, permit, ctx),
-            None if job.0.ledger.may_queue && self.queue.len() < self.station.backend.max_queue => {
-                self.queue.push_back(job);
+            None if job.0.ledger.may_queue && self.queue.borrow().len() < self.station.backend.max_queue => {
+                self.queue.borrow_mut().push_back(job);
                 self.note_queue();
                 self.pump_later(ctx);
             }
@@ -184,8 +180,7 @@ impl Provider {
     }
 
     fn note_queue(&self) {
-        self.queued.set(self.queue.len());
-        self.flights.has_queue.set(!self.queue.is_empty());
+        self.flights.has_queue.set(!self.queue.borrow().is_empty());
     }
 
     fn pump_later(&mut self, ctx: &mut Context<Self>) {
@@ -202,22 +197,21 @@ impl Provider {
     fn pump(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         let is_waiting = |job: &Job| !job.0.reply.is_closed() && now < job.0.call.deadline;
-        if !self.queue.iter().all(is_waiting) {
-            let (kept, gone): (VecDeque<Job>, VecDeque<Job>) = self.queue.drain(..).partition(is_waiting);
-            self.queue = kept;
-            for job in gone {
-                let _ = job.0.reply.send(Err(GatewayError::Deadline));
-            }
+        let waiting = std::mem::take(&mut *self.queue.borrow_mut());
+        let (mut waiting, gone): (VecDeque<Job>, VecDeque<Job>) = waiting.into_iter().partition(is_waiting);
+        for job in gone {
+            let _ = job.0.reply.send(Err(GatewayError::Deadline));
         }
         let permits = Arc::clone(&self.slots.shared.backends[self.station.backend.index].permits);
-        while !self.queue.is_empty()
+        while !waiting.is_empty()
             && let Some(permit) = permits.try_take()
-            && let Some(job) = self.queue.pop_front()
+            && let Some(job) = waiting.pop_front()
         {
             self.launch(job, permit, ctx);
         }
+        *self.queue.borrow_mut() = waiting;
         self.note_queue();
-        if !self.queue.is_empty() {
+        if self.flights.has_queue.get() {
             self.pump_later(ctx);
         }
     }
@@ -225,7 +219,7 @@ impl Provider {
     /// Takes no more jobs; what waits goes to the next generation, what flies may finish.
     fn retire(&mut self, deadline: Duration, report: Option<oneshot::Sender<RetireReport>>, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        let waiting = std::mem::take(&mut self.queue);
+        let waiting = std::mem::take(&mut *self.queue.borrow_mut());
         self.note_queue();
         let moved = waiting.len() as u64;
         for job in waiting {
@@ -275,10 +269,16 @@ impl Provider {
         ctx.stop();
     }
 
+    fn go_down(&self, reason: String) {
+        let backend = self.station.backend.index;
+        self.slots.take_down(backend, self.generation);
+        self.slots.tell_shard(Down { backend, generation: self.generation, reason });
+    }
+
     fn crash(&mut self, reason: String, ctx: &mut Context<Self>) {
         if self.retired.is_none() {
             tracing::error!(backend = %self.station.backend.name, generation = self.generation, reason, "provider crashed");
-            self.slots.tell_shard(Down { backend: self.station.backend.index, generation: self.generation, reason });
+            self.go_down(reason);
             self.retire(self.station.backend.drain_timeout, None, ctx);
         }
     }
@@ -293,7 +293,7 @@ impl Drop for Provider {
     fn drop(&mut self) {
         if std::thread::panicking() && self.retired.is_none() {
             let reason = "the actor ended by a panic outside its handlers".to_owned();
-            self.slots.tell_shard(Down { backend: self.station.backend.index, generation: self.generation, reason });
+            self.go_down(reason);
         }
     }
 }
@@ -350,7 +350,7 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
     let watched = flight.watch();
     let mut flight = Some(flight);
     let landing = {
-        let work = work(&station, &call, &mut ledger, &mut flight, only).instrument(call.span.clone());
+        let work = work(&station, &call, &mut ledger, &mut flight, only);
         let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(done) = work.as_mut().poll(cx) {

@@ -3,6 +3,7 @@
 //! The shard supervisor fills the slots; front end, pools and flights look actors up in them, always on one thread.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -11,6 +12,7 @@ use actix::Addr;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
 
+use super::Job;
 use super::pool::Pool;
 use super::provider::Provider;
 use crate::attempt::{Flights, system_roots, tls_config};
@@ -121,6 +123,8 @@ pub enum SlotState {
         until: Instant,
         /// Whether it crashed too often to be worth waiting for.
         failed: bool,
+        /// The incarnation that crashed.
+        generation: u32,
     },
 }
 
@@ -135,7 +139,17 @@ pub struct Up {
     /// What it carries.
     pub flights: Rc<Flights>,
     /// Jobs that wait for a permit.
-    pub queued: Rc<Cell<usize>>,
+    pub queue: JobQueue,
+}
+
+/// Jobs that wait, where the supervisor can see them.
+pub type JobQueue = Rc<RefCell<VecDeque<Job>>>;
+
+/// Takes the jobs of one request out of a queue.
+pub fn take_jobs(queue: &RefCell<VecDeque<Job>>, id: &str) -> VecDeque<Job> {
+    let (taken, kept) = queue.borrow_mut().drain(..).partition(|job| &*job.0.call.id == id);
+    *queue.borrow_mut() = kept;
+    taken
 }
 
 /// Where a pool is found.
@@ -146,8 +160,8 @@ pub struct PoolSlot {
     pub stats: RefCell<PoolStats>,
     /// Restarts after a panic.
     pub restarts: Cell<u32>,
-    /// Jobs that wait for a member to start.
-    pub parked: Cell<usize>,
+    /// Jobs that wait for a member to start; outlive the actor.
+    pub parked: RefCell<VecDeque<Job>>,
 }
 
 /// What a pool counts.
@@ -168,7 +182,7 @@ impl Slots {
     pub fn new(shared: Arc<Shared>, worker: usize) -> Rc<Self> {
         let now = Instant::now();
         let provider = |_| ProviderSlot {
-            state: RefCell::new(SlotState::Down { until: now, failed: false }),
+            state: RefCell::new(SlotState::Down { until: now, failed: false, generation: 0 }),
             budget: Rc::new(RefCell::new(RetryBudget::new(now.into_std()))),
             crashes: RefCell::default(),
             restarts: Cell::new(0),
@@ -180,7 +194,7 @@ impl Slots {
             addr: RefCell::new(None),
             stats: RefCell::new(PoolStats { members: vec![MemberStats::default(); plan.members.len()], ..PoolStats::default() }),
             restarts: Cell::new(0),
-            parked: Cell::new(0),
+            parked: RefCell::default(),
         };
         let providers = shared.settings.backends.iter().map(provider).collect();
         let pools = shared.settings.pools.iter().map(pool).collect();
@@ -190,6 +204,19 @@ impl Slots {
     /// The address of a pool.
     pub fn pool(&self, index: usize) -> Option<Addr<Pool>> {
         self.pools.get(index)?.addr.borrow().clone()
+    }
+
+    /// Takes a crashed provider out of its slot at once, so that no pool sends it another job; the supervisor decides
+    /// when the next one starts.
+    pub fn take_down(&self, backend: usize, generation: u32) {
+        let slot = &self.providers[backend];
+        let mut state = slot.state.borrow_mut();
+        if let SlotState::Up(up) = &*state
+            && up.generation == generation
+        {
+            slot.retiring.borrow_mut().push(Rc::clone(&up.flights));
+            *state = SlotState::Down { until: Instant::now(), failed: false, generation };
+        }
     }
 
     /// Tells the supervisor something.

@@ -17,6 +17,7 @@ use tracing::Span;
 use super::live::LiveBody;
 use crate::chat::{Endpoint, Failure, Scan, Usage};
 use crate::error::GatewayError;
+use crate::settings::Backend;
 
 /// One client request, immutable from the front end on.
 #[derive(Debug)]
@@ -165,7 +166,7 @@ pub struct Answer {
     /// Body.
     pub body: AnswerBody,
     /// Who served.
-    pub backend: Arc<str>,
+    pub backend: Arc<Backend>,
     /// The model that was asked for upstream.
     pub model: Box<str>,
     /// Tries made.

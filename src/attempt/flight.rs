@@ -145,7 +145,7 @@ pub struct FlightView {
     pub id: String,
     /// Seconds since the attempt started.
     pub age_seconds: f64,
-    /// `waiting` before first content, `streaming` after it.
+    /// `parked`, `queued`, `waiting` before first content, `streaming` after it.
     pub phase: &'static str,
     /// Whether a stream is asked for.
     pub stream: bool,

@@ -11,11 +11,10 @@ use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_http::{Method, Uri};
 use awc::error::{ConnectError, SendRequestError};
 use awc::{Client, Connector, FrozenClientRequest};
-use futures_util::StreamExt as _;
 use rustls::ClientConfig;
 
 use super::dial::Dialer;
-use super::transport::{Address, Incoming, IncomingBody, Outgoing, OutgoingBody, SendFailure};
+use super::transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure};
 use crate::chat::{Endpoint, Failure, FailureClass, Phase};
 use crate::settings::Backend;
 
@@ -85,11 +84,7 @@ impl HttpClient {
             OutgoingBody::Stream { length: None, bytes } => frozen.send_stream(bytes),
         };
         let reply = sending.await.map_err(|error| self.name_error(&error))?;
-        let status = reply.status();
-        let headers = reply.headers().clone();
-        let body = reply
-            .map(|chunk| chunk.map_err(|_| Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end")));
-        Ok(Incoming { status, headers, body: IncomingBody::Http(Box::pin(body)) })
+        Ok(Incoming::Http(Box::new(reply)))
     }
 
     fn known(

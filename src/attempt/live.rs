@@ -9,9 +9,10 @@ use futures_util::Stream;
 use tokio::time::Instant;
 
 use super::flight::{Cut, End, FlightGuard};
-use super::transport::IncomingBody;
+use super::transport::Incoming;
 use crate::chat::{Failure, FailureClass, Usage};
 use crate::dialect::openai::{Relay, error_event, usage_in_tail};
+use crate::error::GatewayError;
 use crate::settings::Backend;
 
 /// A comment that keeps a silent connection alive.
@@ -34,7 +35,7 @@ pub enum Meter {
 
 /// The upstream half of a live body; its flight holds it, so that the provider can end it.
 pub struct Upstream {
-    bytes: IncomingBody,
+    bytes: Incoming,
     meter: Meter,
     /// Bytes of the request, for estimates.
     request_bytes: usize,
@@ -53,7 +54,7 @@ pub struct Upstream {
 
 impl Upstream {
     /// Starts with what was read up to the first content.
-    pub fn new(bytes: IncomingBody, meter: Meter, request_bytes: usize, ends_by: Instant) -> Self {
+    pub fn new(bytes: Incoming, meter: Meter, request_bytes: usize, ends_by: Instant) -> Self {
         let now = Instant::now();
         Self {
             bytes,
@@ -244,11 +245,8 @@ impl LiveBody {
         let is_events = upstream.as_ref().is_none_or(|upstream| matches!(upstream.meter, Meter::Events(_)));
         let usage = upstream.as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
         self.close(End::Truncated(failure.class), usage);
-        let form = crate::error::GatewayError::Upstream(Box::new(Failure {
-            backend: Some(self.flight.backend.name.clone()),
-            ..failure.clone()
-        }))
-        .form();
+        let failure = super::redact(&self.flight.backend, failure.clone());
+        let form = GatewayError::Upstream(Box::new(failure)).form();
         Some(last_words(is_events, &form.message, &form.kind, form.code.as_deref().unwrap_or("upstream_error")))
     }
 
@@ -343,7 +341,7 @@ fn keep_tail(tail: &mut Vec<u8>, chunk: &[u8]) {
 }
 
 /// Reads the end of a finished stream, so that its connection can be used again.
-fn linger(mut bytes: IncomingBody) {
+fn linger(mut bytes: Incoming) {
     let mut cx = Context::from_waker(Waker::noop());
     // Nearly always the end has come with the last event.
     if let Poll::Ready(None | Some(Err(_))) = bytes.poll_next(&mut cx) {

@@ -18,12 +18,13 @@ pub use call::{
 pub use flight::{Cut, End, Flight, FlightGuard, FlightPlan, FlightView, Flights, Settled, Tower};
 pub use http_client::{HttpClient, system_roots, tls_config};
 pub use live::{COMMENT, LiveBody};
-pub use transport::{Address, Incoming, IncomingBody, Outgoing, OutgoingBody, SendFailure, Transport};
+pub use transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure, Transport};
 pub use tries::{Verdict, warm_up, work};
 
 use crate::balance::RetryBudget;
+use crate::chat::Failure;
 use crate::dialect::Codec;
-use crate::settings::Backend;
+use crate::settings::{Backend, Secret};
 
 /// Everything an attempt needs of its provider generation.
 pub struct Station {
@@ -35,6 +36,19 @@ pub struct Station {
     pub transport: Transport,
     /// What retries may be spent; shared by the generations of this worker.
     pub budget: std::rc::Rc<RefCell<RetryBudget>>,
+}
+
+/// Names the backend that failed. The provider's words must not repeat the credential they refuse.
+pub(crate) fn redact(backend: &Backend, mut failure: Failure) -> Failure {
+    failure.backend = Some(Arc::clone(&backend.name));
+    let secrets = backend.credential.iter().chain(backend.headers.iter().map(|(_, value)| value)).map(Secret::expose);
+    for secret in secrets.filter(|secret| !secret.is_empty()) {
+        let texts = [Some(&mut failure.message), failure.kind.as_mut(), failure.param.as_mut(), failure.code.as_mut()];
+        for text in texts.into_iter().flatten().filter(|text| text.contains(secret)) {
+            *text = text.replace(secret, "[redacted]");
+        }
+    }
+    failure
 }
 
 /// The message of a caught panic.

@@ -6,12 +6,13 @@ use std::task::{Context, Poll};
 
 use actix_http::header::{HeaderMap, HeaderName, HeaderValue};
 use actix_http::{Method, StatusCode};
+use awc::ClientResponse;
 use bytes::Bytes;
 use futures_util::Stream;
 
 use super::http_client::HttpClient;
-use crate::chat::{Endpoint, Failure};
-use crate::simulate::{SimulatedBody, Simulator};
+use crate::chat::{Endpoint, Failure, FailureClass};
+use crate::simulate::{SimulatedReply, Simulator};
 
 /// How a backend is reached.
 pub enum Transport {
@@ -63,30 +64,39 @@ pub enum OutgoingBody {
     },
 }
 
-/// A reply as it comes in.
-pub struct Incoming {
-    /// Status code.
-    pub status: StatusCode,
-    /// Headers.
-    pub headers: HeaderMap,
-    /// Body.
-    pub body: IncomingBody,
-}
-
-/// The bytes of a reply.
-pub enum IncomingBody {
+/// A reply as it comes in: its head is here, its bytes are pulled.
+pub enum Incoming {
     /// From the network.
-    Http(Pin<Box<dyn Stream<Item = Result<Bytes, Failure>>>>),
+    Http(Box<ClientResponse>),
     /// From the simulated provider.
-    Simulated(SimulatedBody),
+    Simulated(Box<SimulatedReply>),
 }
 
-impl IncomingBody {
-    /// The next chunk.
+impl Incoming {
+    /// Status code.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Http(response) => response.status(),
+            Self::Simulated(reply) => reply.status,
+        }
+    }
+
+    /// Headers.
+    pub fn headers(&self) -> &HeaderMap {
+        match self {
+            Self::Http(response) => response.headers(),
+            Self::Simulated(reply) => &reply.headers,
+        }
+    }
+
+    /// The next chunk of the body.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         match self {
-            Self::Http(stream) => stream.as_mut().poll_next(cx),
-            Self::Simulated(body) => body.poll_next(cx),
+            Self::Http(response) => {
+                let broken = |_| Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end");
+                Pin::new(&mut **response).poll_next(cx).map(|step| step.map(|chunk| chunk.map_err(broken)))
+            }
+            Self::Simulated(reply) => reply.body.poll_next(cx),
         }
     }
 }

@@ -12,11 +12,11 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, Span, info_span};
 
-use super::Station;
 use super::call::{Answer, AnswerBody, AnswerHeaders, Call, Ledger};
 use super::flight::{End, FlightGuard};
 use super::live::{LiveBody, Meter, Upstream};
-use super::transport::{Address, Incoming, IncomingBody, Outgoing, OutgoingBody, SendFailure};
+use super::transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure};
+use super::{Station, redact};
 use crate::balance::back_off;
 use crate::chat::{Endpoint, Failure, FailureClass, Phase, Retry};
 use crate::dialect::{Ask, Codec, ErrorReply};
@@ -57,7 +57,7 @@ pub async fn work(
     loop {
         ledger.attempts += 1;
         tries_here += 1;
-        let span = attempt_span(station, model, ledger.attempts);
+        let span = attempt_span(station, call, model, ledger.attempts);
         let result = one_try(station, codec, call, model, ledger, flight, !resent).instrument(span.clone()).await;
         let failure = match result {
             Ok(answer) => return Verdict::Answer(answer),
@@ -65,9 +65,9 @@ pub async fn work(
         };
         span.record("outcome", "failed");
         span.record("class", failure.class.word());
-        let failure = redact(station, failure);
+        let failure = redact(backend, failure);
         let wait = match failure.class.verdict().retry_here {
-            Retry::OnceAtOnce if !resent && may_resend(call, ledger) => {
+            Retry::OnceAtOnce if !resent && !is_gone(call, ledger) && is_resendable(call, ledger) => {
                 resent = true;
                 continue;
             }
@@ -80,7 +80,7 @@ pub async fn work(
                 && ledger.attempts < ledger.max_attempts
                 && *wait <= SHORT_WAIT.max(Duration::from_secs(4))
                 && Instant::now() + *wait < call.deadline
-                && may_resend(call, ledger)
+                && !is_gone(call, ledger)
                 && station.budget.borrow_mut().spend(Instant::now().into_std())
         });
         match again {
@@ -90,14 +90,19 @@ pub async fn work(
     }
 }
 
-/// A streamed body is gone once sent; a large one is not sent twice.
-fn may_resend(call: &Call, ledger: &Ledger) -> bool {
-    let streamed = call.passthrough.as_ref().is_some_and(|passthrough| passthrough.stream.is_some());
-    !ledger.sent || (!streamed && call.body.len() <= RESEND_LIMIT)
+/// A streamed body is gone once it was sent.
+fn is_gone(call: &Call, ledger: &Ledger) -> bool {
+    ledger.sent && call.passthrough.as_ref().is_some_and(|passthrough| passthrough.stream.is_some())
 }
 
-fn attempt_span(station: &Station, model: &str, number: u32) -> Span {
+/// After a broken connection a large body is not sent again: the provider may be at work on it.
+fn is_resendable(call: &Call, ledger: &Ledger) -> bool {
+    !ledger.sent || call.body.len() <= RESEND_LIMIT
+}
+
+fn attempt_span(station: &Station, call: &Call, model: &str, number: u32) -> Span {
     info_span!(
+        parent: &call.span,
         "attempt",
         "gen_ai.provider.name" = &*station.backend.name,
         "gen_ai.request.model" = model,
@@ -105,18 +110,6 @@ fn attempt_span(station: &Station, model: &str, number: u32) -> Span {
         outcome = tracing::field::Empty,
         class = tracing::field::Empty,
     )
-}
-
-/// The provider's words must not repeat the credential they refuse.
-fn redact(station: &Station, mut failure: Failure) -> Failure {
-    if let Some(credential) = &station.backend.credential
-        && !credential.expose().is_empty()
-        && failure.message.contains(credential.expose())
-    {
-        failure.message = failure.message.replace(credential.expose(), "[redacted]");
-    }
-    failure.backend = Some(station.backend.name.clone());
-    failure
 }
 
 async fn one_try(
@@ -177,14 +170,14 @@ async fn one_try(
         }
     };
 
-    let head = Head { call, model, backend_name: &backend.name, attempts: ledger.attempts, dropped };
+    let head = Head { call, model, backend, attempts: ledger.attempts, dropped };
     if call.passthrough.is_some() {
         return Ok(pass_through(head, incoming, flight, call.deadline.min(now + limits.total)));
     }
-    if !incoming.status.is_success() {
+    if !incoming.status().is_success() {
         return Err(error_reply(codec, incoming, attempt_ends).await);
     }
-    if let Some(encoding) = incoming.headers.get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
+    if let Some(encoding) = incoming.headers().get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
         let encoding = encoding.to_str().unwrap_or("unknown").to_owned();
         return Err(Failure::new(
             FailureClass::Malformed,
@@ -215,7 +208,7 @@ fn unix_seconds() -> u64 {
 struct Head<'a> {
     call: &'a Call,
     model: &'a str,
-    backend_name: &'a std::sync::Arc<str>,
+    backend: &'a std::sync::Arc<crate::settings::Backend>,
     attempts: u32,
     dropped: SmallVec<[Box<str>; 4]>,
 }
@@ -226,7 +219,7 @@ impl Head<'_> {
             status: StatusCode::OK,
             headers,
             body,
-            backend: self.backend_name.clone(),
+            backend: std::sync::Arc::clone(self.backend),
             model: self.model.into(),
             attempts: self.attempts,
             dropped: self.dropped,
@@ -245,8 +238,8 @@ async fn whole_reply(
     ends: Instant,
     limit: u64,
 ) -> Result<Box<Answer>, Failure> {
-    let declared = content_length(&incoming.headers);
-    let body = match timeout_at(ends, collect(&mut incoming.body, limit)).await {
+    let declared = content_length(incoming.headers());
+    let body = match timeout_at(ends, collect(&mut incoming, limit)).await {
         Ok(body) => body?,
         Err(_) => {
             return Err(Failure::new(FailureClass::Timeout(Phase::Total), "the provider's reply was not whole in time"));
@@ -261,7 +254,7 @@ async fn whole_reply(
         flight.note_first_content(Instant::now(), head.attempts);
         flight.settle(End::Served, Some(usage));
     }
-    Ok(head.answer(client_headers(&incoming.headers), AnswerBody::Full(whole.body), Some(usage)))
+    Ok(head.answer(client_headers(incoming.headers()), AnswerBody::Full(whole.body), Some(usage)))
 }
 
 async fn stream_reply(
@@ -273,14 +266,14 @@ async fn stream_reply(
     ends: Instant,
     total_ends: Instant,
 ) -> Result<Box<Answer>, Failure> {
-    let content_type = incoming.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type = incoming.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !content_type.trim_start().to_ascii_lowercase().starts_with("text/event-stream") {
         return Err(not_a_stream(incoming, ends).await);
     }
     let mut relay = codec.relay(ask);
     let mut read = 0;
     while !relay.has_content() {
-        let chunk = timeout_at(ends, std::future::poll_fn(|cx| incoming.body.poll_next(cx))).await.map_err(|_| {
+        let chunk = timeout_at(ends, std::future::poll_fn(|cx| incoming.poll_next(cx))).await.map_err(|_| {
             Failure::new(FailureClass::Timeout(Phase::FirstContent), "the provider's stream brought no content in time")
         })?;
         match chunk {
@@ -302,36 +295,38 @@ async fn stream_reply(
         return Err(Failure::new(FailureClass::Crashed, "the attempt had settled before its answer"));
     };
     flight.note_first_content(Instant::now(), head.attempts);
-    let upstream = Upstream::new(incoming.body, Meter::Events(Box::new(relay)), ask.body.len(), total_ends);
+    let headers = client_headers(incoming.headers());
+    let upstream = Upstream::new(incoming, Meter::Events(Box::new(relay)), ask.body.len(), total_ends);
     *flight.upstream.borrow_mut() = Some(upstream);
     let body = AnswerBody::Live(SendWrapper::new(LiveBody::new(flight)));
-    Ok(head.answer(client_headers(&incoming.headers), body, None))
+    Ok(head.answer(headers, body, None))
 }
 
 /// A passed-through reply is committed at its head, whatever its status.
 fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Option<FlightGuard>, ends: Instant) -> Box<Answer> {
-    let mut headers = client_headers(&incoming.headers);
+    let status = incoming.status();
+    let mut headers = client_headers(incoming.headers());
     for name in
         [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CONTENT_ENCODING, header::CONTENT_LENGTH, header::RETRY_AFTER]
     {
-        if let Some(value) = incoming.headers.get(&name) {
+        if let Some(value) = incoming.headers().get(&name) {
             headers.push((name, value.clone()));
         }
     }
-    let has_body = incoming.status != StatusCode::NO_CONTENT
-        && incoming.status != StatusCode::NOT_MODIFIED
+    let has_body = incoming.status() != StatusCode::NO_CONTENT
+        && incoming.status() != StatusCode::NOT_MODIFIED
         && head.call.passthrough.as_ref().is_none_or(|passthrough| passthrough.method != Method::HEAD);
     let body = match flight.take() {
         Some(flight) => {
             flight.note_first_content(Instant::now(), head.attempts);
-            let meter = Meter::Bytes { tail: Vec::new(), remaining: content_length(&incoming.headers).filter(|_| has_body) };
-            *flight.upstream.borrow_mut() = Some(Upstream::new(incoming.body, meter, head.call.body.len(), ends));
+            let meter = Meter::Bytes { tail: Vec::new(), remaining: content_length(incoming.headers()).filter(|_| has_body) };
+            *flight.upstream.borrow_mut() = Some(Upstream::new(incoming, meter, head.call.body.len(), ends));
             AnswerBody::Live(SendWrapper::new(LiveBody::new(flight)))
         }
         None => AnswerBody::Full(Bytes::new()),
     };
     let mut answer = head.answer(headers, body, None);
-    answer.status = incoming.status;
+    answer.status = status;
     answer
 }
 
@@ -339,7 +334,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-async fn collect(body: &mut IncomingBody, limit: u64) -> Result<Bytes, Failure> {
+async fn collect(body: &mut Incoming, limit: u64) -> Result<Bytes, Failure> {
     let mut first = None;
     let mut all = BytesMut::new();
     while let Some(chunk) = std::future::poll_fn(|cx| body.poll_next(cx)).await {
@@ -369,7 +364,7 @@ async fn collect(body: &mut IncomingBody, limit: u64) -> Result<Bytes, Failure> 
 async fn error_reply(codec: &Codec, mut incoming: Incoming, ends: Instant) -> Failure {
     let mut body = BytesMut::new();
     let reading = async {
-        while let Some(Ok(chunk)) = std::future::poll_fn(|cx| incoming.body.poll_next(cx)).await {
+        while let Some(Ok(chunk)) = std::future::poll_fn(|cx| incoming.poll_next(cx)).await {
             body.extend_from_slice(&chunk);
             if body.len() >= ERROR_BODY {
                 break;
@@ -378,15 +373,19 @@ async fn error_reply(codec: &Codec, mut incoming: Incoming, ends: Instant) -> Fa
     };
     // The status alone says enough when the body does not come.
     let _ = timeout_at(ends, reading).await;
-    let reply = ErrorReply { status: incoming.status.as_u16(), retry_after: retry_after(&incoming.headers), body: &body };
+    let reply = ErrorReply { status: incoming.status().as_u16(), retry_after: retry_after(incoming.headers()), body: &body };
     codec.failure(&reply)
 }
 
 /// A success that is not a stream although one was asked for: an error object, or something else altogether.
 async fn not_a_stream(mut incoming: Incoming, ends: Instant) -> Failure {
-    let content_type =
-        incoming.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("no content type").to_owned();
-    let body = timeout_at(ends, collect(&mut incoming.body, ERROR_BODY as u64)).await;
+    let content_type = incoming
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("no content type")
+        .to_owned();
+    let body = timeout_at(ends, collect(&mut incoming, ERROR_BODY as u64)).await;
     let tree = body.ok().and_then(Result::ok).and_then(|body| serde_json::from_slice(&body).ok());
     tree.and_then(|tree| crate::dialect::openai::failure_in_reply(&tree)).unwrap_or_else(|| {
         Failure::new(FailureClass::Malformed, format!("the provider answered with {content_type} where a stream was asked for"))
@@ -443,7 +442,7 @@ pub async fn warm_up(station: Rc<Station>) {
     let warming = async {
         if let Ok(mut incoming) = station.transport.send(request).await {
             // Read to the end, else the connection is not kept.
-            let _ = collect(&mut incoming.body, 8 << 20).await;
+            let _ = collect(&mut incoming, 8 << 20).await;
         }
     };
     let _ = tokio::time::timeout(station.backend.timeouts.connect * 2, warming).await;

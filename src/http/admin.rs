@@ -160,6 +160,13 @@ pub async fn requests(request: HttpRequest) -> HttpResponse {
                 flights.push((flight.age_seconds, described));
             }
         }
+        for (index, pool) in shard.pools.iter().enumerate() {
+            for job in &pool.waiting {
+                let mut described = with_worker(shard.worker, job);
+                described["pool"] = json!(&*settings.pools[index].name);
+                flights.push((job.age_seconds, described));
+            }
+        }
     }
     flights.sort_by(|a, b| b.0.total_cmp(&a.0));
     HttpResponse::Ok().json(json!({ "in_flight": flights.into_iter().map(|(_, flight)| flight).collect::<Vec<_>>() }))

@@ -1,5 +1,7 @@
 //! Who may call: client keys, and the operator's token.
 
+use std::sync::Arc;
+
 use actix_web::HttpRequest;
 use actix_web::http::header;
 use sha2::{Digest, Sha256};
@@ -8,15 +10,15 @@ use subtle::ConstantTimeEq as _;
 use crate::error::GatewayError;
 use crate::settings::{ClientKey, Settings};
 
-/// The caller's name; empty where anybody may call.
+/// The caller's name; none where anybody may call.
 ///
 /// Keys are compared as digests in constant time, all of them on every call.
 ///
 /// # Errors
 /// No key, or an unknown one.
-pub fn client<'s>(request: &HttpRequest, settings: &'s Settings) -> Result<&'s str, GatewayError> {
+pub fn client(request: &HttpRequest, settings: &Settings) -> Result<Option<Arc<str>>, GatewayError> {
     if settings.keys.is_empty() {
-        return Ok("");
+        return Ok(None);
     }
     let key = bearer(request).ok_or(GatewayError::NoKey)?;
     let digest: [u8; 32] = Sha256::digest(key).into();
@@ -26,7 +28,7 @@ pub fn client<'s>(request: &HttpRequest, settings: &'s Settings) -> Result<&'s s
             found = Some(known);
         }
     }
-    found.map(|known| &*known.name).ok_or(GatewayError::WrongKey)
+    found.map(|known| Some(Arc::clone(&known.name))).ok_or(GatewayError::WrongKey)
 }
 
 /// Whether this is an operator. `is_act` demands the same origin where no token protects.

@@ -39,16 +39,16 @@ async fn take(
     log: &mut RequestLog,
 ) -> Result<(Arc<Call>, usize), GatewayError> {
     let settings = &gateway.shared.settings;
-    log.caller = auth::client(request, settings)?.into();
+    log.caller = auth::client(request, settings)?;
     let matched = routes::find(settings, request)?;
-    log.route = matched.name.into();
-    log.operation = matched.endpoint.word();
+    log.route = matched.route.map(|route| Arc::clone(&route.name));
+    log.operation = Some(matched.endpoint.word());
     let started = Instant::now();
     let taken = read(gateway, request, payload, matched.endpoint).await?;
 
     let (pool, model_at) = target(gateway, &matched, taken.scan.model.as_deref());
     let plan = &settings.pools[pool];
-    log.pool = (&*plan.name).into();
+    log.pool = Some(Arc::clone(&plan.name));
     let limit = matched.route.and_then(|route| route.deadline).unwrap_or(plan.deadline);
     let call = Call {
         id: span::id_of(request),

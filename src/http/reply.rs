@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -33,18 +34,18 @@ pub struct RequestLog {
     span: Span,
     started: Instant,
     /// Name of the caller's key.
-    pub caller: Box<str>,
+    pub caller: Option<Arc<str>>,
     /// Name of the route.
-    pub route: Box<str>,
+    pub route: Option<Arc<str>>,
     /// Name of the pool.
-    pub pool: Box<str>,
+    pub pool: Option<Arc<str>>,
     /// What was asked for.
-    pub operation: &'static str,
+    pub operation: Option<&'static str>,
     status: u16,
     outcome: &'static str,
-    class: &'static str,
-    backend: Option<std::sync::Arc<str>>,
-    model: Box<str>,
+    class: Option<&'static str>,
+    backend: Option<Arc<str>>,
+    model: Option<Box<str>>,
     attempts: u32,
     first_content: Option<Duration>,
     usage: Option<Usage>,
@@ -58,25 +59,25 @@ impl RequestLog {
             gateway: Rc::clone(gateway),
             span,
             started: Instant::now(),
-            caller: "".into(),
-            route: "".into(),
-            pool: "".into(),
-            operation: "",
+            caller: None,
+            route: None,
+            pool: None,
+            operation: None,
             status: 0,
             outcome: "cancelled",
-            class: "",
+            class: None,
             backend: None,
-            model: "".into(),
+            model: None,
             attempts: 0,
             first_content: None,
             usage: None,
         }
     }
 
-    fn answered(&mut self, answer: &Answer) {
+    fn answered(&mut self, answer: &mut Answer) {
         self.status = answer.status.as_u16();
-        self.backend = Some(answer.backend.clone());
-        self.model.clone_from(&answer.model);
+        self.backend = Some(Arc::clone(&answer.backend.name));
+        self.model = Some(std::mem::take(&mut answer.model));
         self.attempts = answer.attempts;
         self.first_content = Some(answer.first_content);
         self.usage = answer.usage;
@@ -85,7 +86,7 @@ impl RequestLog {
     fn failed(&mut self, error: &GatewayError, status: u16) {
         self.status = status;
         self.outcome = "failed";
-        self.class = error.class();
+        self.class = Some(error.class());
         if let GatewayError::Upstream(failure) = error {
             self.backend.clone_from(&failure.backend);
         }
@@ -95,7 +96,7 @@ impl RequestLog {
         self.outcome = end.word();
         self.usage = Some(usage);
         if let End::Failed(class) | End::Truncated(class) = end {
-            self.class = class.word();
+            self.class = Some(class.word());
         }
     }
 }
@@ -104,19 +105,18 @@ impl Drop for RequestLog {
     fn drop(&mut self) {
         self.gateway.shared.open_requests.fetch_sub(1, Ordering::Relaxed);
         let usage = self.usage.unwrap_or_default();
-        let backend = self.backend.as_deref().unwrap_or_default();
         let first_content = self.first_content.map(|after| after.as_secs_f64());
         tracing::record_all!(
             self.span,
-            caller = &*self.caller,
-            route = &*self.route,
-            pool = &*self.pool,
+            caller = self.caller.as_deref(),
+            route = self.route.as_deref(),
+            pool = self.pool.as_deref(),
             status = self.status,
             outcome = self.outcome,
             class = self.class,
-            backend = backend,
+            backend = self.backend.as_deref(),
             "gen_ai.operation.name" = self.operation,
-            "gen_ai.request.model" = &*self.model,
+            "gen_ai.request.model" = self.model.as_deref(),
             "gen_ai.usage.input_tokens" = usage.prompt_tokens,
             "gen_ai.usage.output_tokens" = usage.completion_tokens,
             attempts = self.attempts,
@@ -159,7 +159,7 @@ pub async fn unknown_path(request: HttpRequest) -> HttpResponse {
 
 /// Turns a reply into HTTP; the log goes with the body and is written at its end.
 pub fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
-    let answer = match reply {
+    let mut answer = match reply {
         Ok(answer) => answer,
         Err(failure) => {
             let response = error(&failure);
@@ -167,7 +167,7 @@ pub fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
             return response;
         }
     };
-    log.answered(&answer);
+    log.answered(&mut answer);
     let mut response = HttpResponse::build(answer.status);
     let mut length = None;
     for (name, value) in answer.headers {
@@ -177,9 +177,7 @@ pub fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
             response.insert_header((name, value));
         }
     }
-    if let Ok(backend) = HeaderValue::from_str(&answer.backend) {
-        response.insert_header((X_BACKEND, backend));
-    }
+    response.insert_header((X_BACKEND, answer.backend.name_header.clone()));
     response.insert_header((X_ATTEMPTS, HeaderValue::from(answer.attempts)));
     if !answer.dropped.is_empty()
         && let Ok(dropped) = HeaderValue::from_str(&answer.dropped.join(", "))
@@ -239,9 +237,9 @@ impl ClientBody {
     fn arrived(&mut self, reply: Reply) {
         self.keep_alive = None;
         self.state = match reply {
-            Ok(answer) => {
+            Ok(mut answer) => {
                 if let Some(log) = &mut self.log {
-                    log.answered(&answer);
+                    log.answered(&mut answer);
                 }
                 match answer.body {
                     AnswerBody::Live(live) => State::Live(live.take()),

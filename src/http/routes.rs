@@ -11,8 +11,6 @@ const STANDARD: &[&str] = &["/v1/chat/completions", "/v1/completions", "/v1/embe
 
 /// Where a request goes.
 pub struct Matched<'s> {
-    /// Name of the route.
-    pub name: &'s str,
     /// The route; `None` on a standard path.
     pub route: Option<&'s Route>,
     /// What is asked for.
@@ -32,7 +30,7 @@ pub fn find<'s>(settings: &'s Settings, request: &HttpRequest) -> Result<Matched
             return Err(GatewayError::UnknownPath { path: shorten(path) });
         }
         return match method {
-            "POST" => Ok(Matched { name: endpoint.word(), route: None, endpoint }),
+            "POST" => Ok(Matched { route: None, endpoint }),
             _ => Err(GatewayError::Method { method: method.to_owned(), allow: "POST".into() }),
         };
     }
@@ -46,7 +44,7 @@ pub fn find<'s>(settings: &'s Settings, request: &HttpRequest) -> Result<Matched
             if endpoint == Endpoint::Passthrough {
                 check_path(path)?;
             }
-            return Ok(Matched { name: &route.name, route: Some(route), endpoint });
+            return Ok(Matched { route: Some(route), endpoint });
         }
         allowed.extend(route.methods.iter().map(String::as_str));
     }

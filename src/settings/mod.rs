@@ -17,6 +17,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_http::header::HeaderValue;
+
 pub use document::{Fault, Logs, Parking, Server, Simulated, Telemetry};
 pub use families::family_of;
 pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
@@ -131,6 +133,8 @@ pub struct Backend {
     pub index: usize,
     /// Unique name.
     pub name: Arc<str>,
+    /// The name as a header's value.
+    pub name_header: HeaderValue,
     /// What it is.
     pub kind: BackendType,
     /// Base URL without a trailing slash; empty for the simulated type.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_http::header::HeaderValue;
 use sha2::{Digest, Sha256};
 use url::Url;
 
@@ -127,6 +128,8 @@ fn backend(
     Backend {
         index,
         name: entry.name.as_str().into(),
+        // The schema admits only names that are valid here.
+        name_header: HeaderValue::from_str(&entry.name).unwrap_or_else(|_| HeaderValue::from_static("unnamed")),
         kind,
         network: Network {
             proxy: proxy(config.proxy_url.as_deref(), &base, environment, &path, findings),

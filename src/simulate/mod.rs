@@ -21,7 +21,7 @@ use body::Step;
 pub use script::Script;
 use script::{Fault, Plan};
 
-use crate::attempt::{Incoming, IncomingBody, Outgoing, OutgoingBody, SendFailure};
+use crate::attempt::{Incoming, Outgoing, OutgoingBody, SendFailure};
 use crate::chat::{Endpoint, Failure, FailureClass};
 use crate::settings::Simulated;
 
@@ -33,13 +33,9 @@ pub struct Simulator {
 /// A reply of the simulated provider.
 pub struct SimulatedReply {
     /// Status code.
-    pub status: u16,
-    /// `Retry-After` in seconds.
-    pub retry_after: Option<Duration>,
-    /// Whether the body is a stream of events.
-    pub is_stream: bool,
-    /// Length of a whole body.
-    pub length: Option<u64>,
+    pub status: StatusCode,
+    /// Headers.
+    pub headers: HeaderMap,
     /// Body.
     pub body: SimulatedBody,
 }
@@ -109,20 +105,7 @@ impl Simulator {
                 sent: true,
             },
         })?;
-        let mut headers = HeaderMap::new();
-        headers.insert(HeaderName::from_static("x-stagedoor-simulated"), HeaderValue::from_static("true"));
-        let content_type = if reply.is_stream { "text/event-stream" } else { "application/json" };
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        if let Some(length) = reply.length {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        if let Some(after) = reply.retry_after
-            && let Ok(value) = HeaderValue::from_str(&format!("{}", after.as_secs_f64()))
-        {
-            headers.insert(header::RETRY_AFTER, value);
-        }
-        let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Ok(Incoming { status, headers, body: IncomingBody::Simulated(reply.body) })
+        Ok(Incoming::Simulated(Box::new(reply)))
     }
 }
 
@@ -137,12 +120,26 @@ fn refusal(status: u16, retry_after: Option<Duration>, message: &str) -> Simulat
     };
     let error = serde_json::json!({ "error": { "message": message, "type": kind, "param": null, "code": code } });
     let bytes = Bytes::from(error.to_string());
-    let length = Some(bytes.len() as u64);
-    SimulatedReply { status, retry_after, is_stream: false, length, body: SimulatedBody::new(vec![Step::Send(bytes)]) }
+    let mut headers = headers("application/json", Some(bytes.len()));
+    if let Some(value) = retry_after.and_then(|after| HeaderValue::from_str(&after.as_secs_f64().to_string()).ok()) {
+        headers.insert(header::RETRY_AFTER, value);
+    }
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    SimulatedReply { status, headers, body: SimulatedBody::new(vec![Step::Send(bytes)]) }
+}
+
+fn headers(content_type: &'static str, length: Option<usize>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::from_static("x-stagedoor-simulated"), HeaderValue::from_static("true"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    headers
 }
 
 fn whole(bytes: Bytes, plan: &Plan) -> SimulatedReply {
-    let length = Some(bytes.len() as u64);
+    let length = bytes.len();
     let mut steps = vec![Step::Wait(plan.first_token)];
     match &plan.fault {
         Some(Fault::Stall(_)) => steps.push(Step::Stall),
@@ -152,7 +149,7 @@ fn whole(bytes: Bytes, plan: &Plan) -> SimulatedReply {
         Some(Fault::PanicBody(_)) => steps.push(Step::Panic),
         _ => steps.push(Step::Send(bytes)),
     }
-    SimulatedReply { status: 200, retry_after: None, is_stream: false, length, body: SimulatedBody::new(steps) }
+    SimulatedReply { status: StatusCode::OK, headers: headers("application/json", Some(length)), body: SimulatedBody::new(steps) }
 }
 
 fn stream(events: Vec<Bytes>, plan: &Plan) -> SimulatedReply {
@@ -184,5 +181,5 @@ fn stream(events: Vec<Bytes>, plan: &Plan) -> SimulatedReply {
         }
         steps.push(Step::Send(event));
     }
-    SimulatedReply { status: 200, retry_after: None, is_stream: true, length: None, body: SimulatedBody::new(steps) }
+    SimulatedReply { status: StatusCode::OK, headers: headers("text/event-stream", None), body: SimulatedBody::new(steps) }
 }

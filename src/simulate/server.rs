@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use actix_web::dev::Server;
-use actix_web::http::StatusCode;
 use actix_web::http::header;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use bytes::Bytes;
@@ -46,16 +45,19 @@ async fn answer(request: HttpRequest, body: Bytes, simulator: web::Data<Simulato
         // Unwinding ends the connection's task without a word: to the client the connection broke.
         Err(Refused::Connect | Refused::Reset) => std::panic::resume_unwind(Box::new("simulated reset")),
     };
-    let mut response = HttpResponse::build(StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
-    response.insert_header(("x-stagedoor-simulated", "true"));
-    response.insert_header((header::CONTENT_TYPE, if reply.is_stream { "text/event-stream" } else { "application/json" }));
-    if let Some(after) = reply.retry_after {
-        response.insert_header((header::RETRY_AFTER, format!("{}", after.as_secs_f64())));
+    let mut response = HttpResponse::build(reply.status);
+    let mut length = None;
+    for (name, value) in &reply.headers {
+        if *name == header::CONTENT_LENGTH {
+            length = value.to_str().ok().and_then(|text| text.parse().ok());
+        } else {
+            response.insert_header((name.clone(), value.clone()));
+        }
     }
-    match reply.length {
-        Some(length) => response.no_chunking(length).streaming(Steps(reply.body)),
-        None => response.streaming(Steps(reply.body)),
+    if let Some(length) = length {
+        response.no_chunking(length);
     }
+    response.streaming(Steps(reply.body))
 }
 
 struct Steps(SimulatedBody);

@@ -2,4 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod chat;
+mod failures;
+mod panics;
+mod permits;
+mod restarts;
+mod streams;
 mod support;

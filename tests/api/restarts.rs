@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::support::{
-    Gateway, PATIENCE, Provider, Reply, Wire, backend, chat_body, completion, eventually, events, finish_event, read_chunk,
+    Gateway, PATIENCE, Provider, Reply, Wire, backend, chat_body, completion, events, eventually, finish_event, read_chunk,
     read_head, word_event,
 };
 
@@ -98,7 +98,9 @@ pub fn mistake(reply: &Result<Reply, String>, expected: &str, stream: bool) -> O
         return Some(format!("status {}: {}", reply.status, reply.text()));
     }
     let said = match stream {
-        true if reply.events().last().map(String::as_str) != Some("[DONE]") => return Some(format!("truncated: {}", reply.text())),
+        true if reply.events().last().map(String::as_str) != Some("[DONE]") => {
+            return Some(format!("truncated: {}", reply.text()));
+        }
         true => reply.streamed_text(),
         false => reply.json()["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned(),
     };
@@ -171,7 +173,13 @@ async fn fifty_restarts_under_load(gateway: Gateway, expected: fn(&str) -> Strin
         client.await.unwrap();
     }
     let wrong = tally.wrong.lock().unwrap().clone();
-    assert!(wrong.is_empty(), "{} of {} went wrong: {:#?}", wrong.len(), tally.served.load(Ordering::Relaxed), &wrong[..wrong.len().min(5)]);
+    assert!(
+        wrong.is_empty(),
+        "{} of {} went wrong: {:#?}",
+        wrong.len(),
+        tally.served.load(Ordering::Relaxed),
+        &wrong[..wrong.len().min(5)]
+    );
     assert_eq!(restarted, 50, "restarts within the time");
     eventually("the old generations are gone", || async {
         let backend = gateway.backend("up").await;
@@ -218,10 +226,8 @@ async fn fifty_restarts_of_a_provider_behind_sockets_disturb_no_request() {
         Some(wire)
     })
     .await;
-    let gateway = Gateway::start(&format!(
-        "backends:\n{}server: {{ port: 0, workers: 2 }}\n",
-        backend("up", &provider.endpoint(), "")
-    ));
+    let gateway =
+        Gateway::start(&format!("backends:\n{}server: {{ port: 0, workers: 2 }}\n", backend("up", &provider.endpoint(), "")));
     fifty_restarts_under_load(gateway, str::to_owned).await;
 }
 

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use memchr::memmem;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -12,7 +11,7 @@ use smallvec::SmallVec;
 use super::failure_in_reply;
 use super::normal::Normaliser;
 use super::quirks::Quirks;
-use crate::chat::{Endpoint, Failure, FailureClass, Usage};
+use crate::chat::{Endpoint, Failure, FailureClass, JsonError, Lexer, Usage};
 use crate::dialect::Ask;
 use crate::dialect::sse::{self, Splitter};
 
@@ -29,10 +28,36 @@ pub struct Relay {
     done_required: bool,
     out: VecDeque<Bytes>,
     has_content: bool,
-    finished: bool,
     done: bool,
     usage: Option<Usage>,
     content_events: u64,
+}
+
+/// Whether a chunk has parts that the gateway must read; crossing it also proves that it is JSON.
+#[derive(Default)]
+struct Skim {
+    has_usage: bool,
+    has_error: bool,
+}
+
+impl Skim {
+    fn over(data: &[u8]) -> Result<Self, JsonError> {
+        let mut skim = Self::default();
+        let mut lexer = Lexer::new(data);
+        lexer.object::<JsonError>(|lexer, key| {
+            let value = lexer.value()?;
+            match &data[key] {
+                b"\"usage\"" => skim.has_usage = data[value.start] == b'{',
+                b"\"error\"" => skim.has_error = &data[value] != b"null",
+                // A flat error object says so here.
+                b"\"object\"" => skim.has_error |= &data[value] == b"\"error\"",
+                _ => {}
+            }
+            Ok(())
+        })?;
+        lexer.end()?;
+        Ok(skim)
+    }
 }
 
 /// The parts of a chunk that decide about first content, usage and errors.
@@ -42,8 +67,6 @@ struct Peek<'a> {
     choices: Option<SmallVec<[PeekChoice<'a>; 1]>>,
     #[serde(default)]
     usage: Option<Usage>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -105,7 +128,6 @@ impl Relay {
             done_required: quirks.done_required,
             out: VecDeque::new(),
             has_content: false,
-            finished: false,
             done: false,
             usage: None,
             content_events: 0,
@@ -175,7 +197,7 @@ impl Relay {
     }
 
     fn is_finished(&self) -> bool {
-        self.normaliser.as_ref().map_or(self.finished, |normaliser| normaliser.is_finished())
+        self.normaliser.as_ref().is_some_and(|normaliser| normaliser.is_finished())
     }
 
     fn event(&mut self, event: Bytes) -> Result<(), Failure> {
@@ -205,26 +227,21 @@ impl Relay {
 
     /// Same dialect: the event passes as it came, read only where it may matter.
     fn pass(&mut self, event: &Bytes, data: &[u8]) -> Result<(), Failure> {
-        let matters = !self.has_content
-            || memmem::find(data, b"\"usage\":{").is_some()
-            || memmem::find(data, b"\"error\":").is_some()
-            || memmem::find(data, b"\"usage\": {").is_some();
-        if !matters {
+        let skim = Skim::over(data).map_err(|_| unreadable())?;
+        if self.has_content && !skim.has_usage && !skim.has_error {
             self.content_events += 1;
-            self.finished |= memmem::find(data, b"\"finish_reason\":\"").is_some();
             self.out.push_back(event.clone());
             return Ok(());
         }
-        let peek: Peek<'_> = serde_json::from_slice(data).map_err(|_| unreadable())?;
-        if peek.error.is_some() {
+        if skim.has_error {
             let tree: Value = serde_json::from_slice(data).map_err(|_| unreadable())?;
             if let Some(failure) = failure_in_reply(&tree) {
                 return Err(failure);
             }
         }
+        let peek: Peek<'_> = serde_json::from_slice(data).map_err(|_| unreadable())?;
         let choices = peek.choices.unwrap_or_default();
         self.has_content |= choices.iter().any(PeekChoice::has_content);
-        self.finished |= choices.iter().any(|choice| choice.finish_reason.is_some_and(|reason| reason.get() != "null"));
         if let Some(usage) = peek.usage {
             self.usage = Some(usage);
             if choices.is_empty() && !self.include_usage {
