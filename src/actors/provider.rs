@@ -236,7 +236,8 @@ impl Provider {
             moved,
             report,
         });
-        self.leave_when_empty(ctx);
+        // Not at once: the jobs that are in the mailbox already must be given back first.
+        ctx.run_later(RETIRE_TICK, Self::leave_when_empty);
     }
 
     fn leave_when_empty(&mut self, ctx: &mut Context<Self>) {
