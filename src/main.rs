@@ -1,7 +1,7 @@
 //! The command line: run, check, schema, simulate.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -53,9 +53,9 @@ fn main() -> ExitCode {
             say(&format!("{:#}", settings::schema::json_schema()));
             Ok(())
         }
-        Some(Command::Check) => check(arguments.config),
+        Some(Command::Check) => check(arguments.config.as_deref()),
         Some(Command::Simulate { port, behaviour, .. }) => serve_simulated(port, &behaviour),
-        Some(Command::Run) | None => run(arguments.config),
+        Some(Command::Run) | None => run(arguments.config.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,8 +76,8 @@ fn complain(text: &str) {
     eprintln!("{text}");
 }
 
-fn check(config: Option<PathBuf>) -> anyhow::Result<()> {
-    let settings = settings::load(config.as_deref())?;
+fn check(config: Option<&Path>) -> anyhow::Result<()> {
+    let settings = settings::load(config)?;
     for note in &settings.notes {
         say(&format!("note: {note}"));
     }
@@ -85,8 +85,8 @@ fn check(config: Option<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(config: Option<PathBuf>) -> anyhow::Result<()> {
-    let settings = settings::load(config.as_deref())?;
+fn run(config: Option<&Path>) -> anyhow::Result<()> {
+    let settings = settings::load(config)?;
     let _guard = telemetry::init(&settings.telemetry);
     actix::System::new().block_on(async move {
         let application = Application::start(settings)?;

@@ -179,25 +179,26 @@ impl Handler<Restart> for Shard {
 impl Handler<Cancel> for Shard {
     type Result = usize;
 
-    fn handle(&mut self, cancel: Cancel, _: &mut Context<Self>) -> usize {
+    fn handle(&mut self, Cancel { id, cut }: Cancel, _: &mut Context<Self>) -> usize {
+        let id = id.as_deref();
         let mut ended = 0;
         for slot in &self.slots.providers {
             if let SlotState::Up(up) = &*slot.state.borrow() {
-                ended += up.flights.cut_all(Cut::Operator, Some(&cancel.id));
-                ended += refuse_all(take_jobs(&up.queue, &cancel.id));
+                ended += up.flights.cut_all(cut, id);
+                ended += refuse_all(take_jobs(&up.queue, id), cut);
             }
             let retiring = slot.retiring.borrow().clone();
-            ended += retiring.iter().map(|flights| flights.cut_all(Cut::Operator, Some(&cancel.id))).sum::<usize>();
+            ended += retiring.iter().map(|flights| flights.cut_all(cut, id)).sum::<usize>();
         }
-        ended + self.slots.pools.iter().map(|slot| refuse_all(take_jobs(&slot.parked, &cancel.id))).sum::<usize>()
+        ended + self.slots.pools.iter().map(|slot| refuse_all(take_jobs(&slot.parked, id), cut)).sum::<usize>()
     }
 }
 
-/// Answers jobs that an operator has cancelled while they waited.
-fn refuse_all(jobs: VecDeque<Job>) -> usize {
+/// Answers jobs that are ended while they wait.
+fn refuse_all(jobs: VecDeque<Job>, cut: Cut) -> usize {
     let count = jobs.len();
     for job in jobs {
-        let _ = job.0.reply.send(Err(GatewayError::Cut(Cut::Operator.words())));
+        let _ = job.0.reply.send(Err(GatewayError::Cut(cut.words())));
     }
     count
 }

@@ -15,12 +15,16 @@ use tracing_actix_web::TracingLogger;
 
 use crate::actors::director::Director;
 use crate::actors::slots::Shared;
+use crate::actors::{Cancel, CancelRequest};
+use crate::attempt::Cut;
 use crate::http::{Gateway, RequestSpan, request_id_header, routes};
 use crate::settings::{Backend, BackendType, Settings};
 use crate::shard::Shard;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 2_048;
+/// How long ended streams may take to tell their clients.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often a drain looks whether the last request has ended.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
 
@@ -28,6 +32,7 @@ const DRAIN_TICK: Duration = Duration::from_millis(20);
 pub struct Application {
     server: Server,
     shared: Arc<Shared>,
+    director: Addr<Director>,
     address: SocketAddr,
 }
 
@@ -52,10 +57,11 @@ impl Application {
             if server.workers == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { server.workers };
 
         let factory_shared = Arc::clone(&shared);
+        let factory_director = director.clone();
         let server = HttpServer::new(move || {
             let worker = next_worker.fetch_add(1, Ordering::Relaxed);
-            let slots = Shard::start_worker(&factory_shared, worker, &director);
-            let gateway = Rc::new(Gateway::new(slots, director.clone(), started));
+            let slots = Shard::start_worker(&factory_shared, worker, &factory_director);
+            let gateway = Rc::new(Gateway::new(slots, factory_director.clone(), started));
             App::new().app_data(gateway).configure(routes).wrap_fn(request_id_header).wrap(TracingLogger::<RequestSpan>::new())
         })
         .workers(workers)
@@ -69,7 +75,7 @@ impl Application {
         .listen(listener)?
         .run();
         tracing::info!(%address, workers, configuration = %settings.source, "listening");
-        Ok(Self { server, shared, address })
+        Ok(Self { server, shared, director, address })
     }
 
     /// Where it listens.
@@ -79,7 +85,7 @@ impl Application {
 
     /// A handle that ends it.
     pub fn stopper(&self) -> Stopper {
-        Stopper { handle: self.server.handle(), shared: Arc::clone(&self.shared) }
+        Stopper { handle: self.server.handle(), shared: Arc::clone(&self.shared), director: self.director.clone() }
     }
 
     /// Serves until it is stopped.
@@ -96,6 +102,7 @@ impl Application {
 pub struct Stopper {
     handle: ServerHandle,
     shared: Arc<Shared>,
+    director: Addr<Director>,
 }
 
 impl Stopper {
@@ -112,9 +119,18 @@ impl Stopper {
         while self.open() > 0 && Instant::now() < ends {
             tokio::time::sleep(DRAIN_TICK).await;
         }
+        let cut = self.open();
+        if cut > 0 {
+            // What is left is told why it ends, as far as its client listens.
+            let cancel = Cancel { id: None, cut: Cut::Shutdown };
+            let _ = self.director.send(CancelRequest(cancel)).await;
+            let last = Instant::now() + LAST_WORDS;
+            while self.open() > 0 && Instant::now() < last {
+                tokio::time::sleep(DRAIN_TICK).await;
+            }
+        }
         // The last bytes of a reply may still be on their way out.
         tokio::time::sleep(DRAIN_TICK).await;
-        let cut = self.open();
         tracing::info!(cut, "drained");
         cut
     }

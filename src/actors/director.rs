@@ -10,9 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::slots::Shared;
-use super::{
-    AskState, Cancel, CancelRequest, DrainReport, Register, Restart, RestartBackend, RestartReport, ShardState, Snapshot,
-};
+use super::{AskState, CancelRequest, DrainReport, Register, Restart, RestartBackend, RestartReport, ShardState, Snapshot};
 use crate::shard::Shard;
 
 /// How long a worker may take to answer for its state.
@@ -64,8 +62,7 @@ impl Handler<CancelRequest> for Director {
     type Result = ResponseFuture<usize>;
 
     fn handle(&mut self, message: CancelRequest, _: &mut Context<Self>) -> Self::Result {
-        let cancel = Cancel { id: message.id };
-        let questions: Vec<_> = self.shards.iter().map(|(_, shard)| shard.send(cancel.clone())).collect();
+        let questions: Vec<_> = self.shards.iter().map(|(_, shard)| shard.send(message.0.clone())).collect();
         Box::pin(async move { join_all(questions).await.into_iter().filter_map(Result::ok).sum() })
     }
 }

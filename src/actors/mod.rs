@@ -29,7 +29,7 @@ use actix::prelude::*;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::attempt::{Call, FlightView, Ledger, Reply, ReplySender, Settled};
+use crate::attempt::{Call, Cut, FlightView, Ledger, Reply, ReplySender, Settled};
 use crate::balance::MemberStats;
 use crate::chat::Failure;
 
@@ -232,12 +232,14 @@ pub struct PoolState {
     pub members: Vec<MemberStats>,
 }
 
-/// End the flights of one request.
+/// End the flights of one request, or of all.
 #[derive(Message, Clone)]
 #[rtype(result = "usize")]
 pub struct Cancel {
-    /// The request's id.
-    pub id: String,
+    /// The request's id; `None` means every request.
+    pub id: Option<String>,
+    /// On whose account.
+    pub cut: Cut,
 }
 
 /// A worker reports for duty.
@@ -298,10 +300,7 @@ pub struct DrainReport {
 #[rtype(result = "Vec<Result<ShardState, usize>>")]
 pub struct AskState;
 
-/// End one request, wherever it runs.
+/// End one request or all, wherever they run.
 #[derive(Message)]
 #[rtype(result = "usize")]
-pub struct CancelRequest {
-    /// The request's id.
-    pub id: String,
-}
+pub struct CancelRequest(pub Cancel);

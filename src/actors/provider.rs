@@ -92,7 +92,7 @@ impl Provider {
             Some(simulated) => Transport::Simulated(Simulator::new(simulated.clone(), Arc::clone(&shared.simulated))),
             None => {
                 let headers = codec.as_ref().map(|codec| codec.headers(&backend)).unwrap_or_default();
-                Transport::Http(HttpClient::new(&backend, &shared.tls, headers))
+                Transport::Http(Box::new(HttpClient::new(&backend, &shared.tls, headers)))
             }
         };
         let budget = Rc::clone(&slots.providers[index].budget);

@@ -145,9 +145,9 @@ pub struct Up {
 /// Jobs that wait, where the supervisor can see them.
 pub type JobQueue = Rc<RefCell<VecDeque<Job>>>;
 
-/// Takes the jobs of one request out of a queue.
-pub fn take_jobs(queue: &RefCell<VecDeque<Job>>, id: &str) -> VecDeque<Job> {
-    let (taken, kept) = queue.borrow_mut().drain(..).partition(|job| &*job.0.call.id == id);
+/// Takes the jobs of one request, or all, out of a queue.
+pub fn take_jobs(queue: &RefCell<VecDeque<Job>>, id: Option<&str>) -> VecDeque<Job> {
+    let (taken, kept) = queue.borrow_mut().drain(..).partition(|job| id.is_none_or(|id| &*job.0.call.id == id));
     *queue.borrow_mut() = kept;
     taken
 }

@@ -1,14 +1,17 @@
 //! How a connection is made: directly or through a proxy's CONNECT tunnel, with Nagle's algorithm off.
 
+use std::cell::Cell;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use actix_http::Uri;
+use actix_rt::net::{ActixStream, Ready};
 use actix_service::Service;
 use actix_tls::connect::{ConnectError, ConnectInfo, Connection};
 use base64::Engine as _;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use url::Url;
 
@@ -17,19 +20,19 @@ const PROXY_HEAD: usize = 8 << 10;
 
 /// Makes connections for a client.
 #[derive(Clone)]
-pub struct Dialer {
+pub(super) struct Dialer {
     proxy: Option<Url>,
 }
 
 impl Dialer {
     /// Dials through the proxy, if there is one.
-    pub fn new(proxy: Option<Url>) -> Self {
+    pub(super) fn new(proxy: Option<Url>) -> Self {
         Self { proxy }
     }
 }
 
 impl Service<ConnectInfo<Uri>> for Dialer {
-    type Response = Connection<Uri, TcpStream>;
+    type Response = Connection<Uri, Socket>;
     type Error = ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>>>>;
 
@@ -48,10 +51,76 @@ impl Service<ConnectInfo<Uri>> for Dialer {
                 Some(proxy) => tunnel(proxy, &host, port).await.map_err(ConnectError::Io)?,
             };
             stream.set_nodelay(true).map_err(ConnectError::Io)?;
-            Ok(Connection::new(uri, stream))
+            Ok(Connection::new(uri, Socket(stream)))
         })
     }
 }
+
+thread_local! {
+    static SAW_END: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a read and says whether a socket of this thread came to its end meanwhile.
+///
+/// awc reports a chunked body that was cut off as a clean end; only the socket below knows better, and it is read
+/// within the poll of the body.
+pub(crate) fn watch_end<T>(read: impl FnOnce() -> T) -> (T, bool) {
+    SAW_END.set(false);
+    let result = read();
+    (result, SAW_END.get())
+}
+
+/// A TCP connection that tells of its end.
+#[derive(Debug)]
+pub(crate) struct Socket(TcpStream);
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.0).poll_read(cx, buf);
+        if matches!(&read, Poll::Ready(Ok(())) if buf.filled().len() == before && buf.remaining() > 0) {
+            SAW_END.set(true);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+}
+
+impl ActixStream for Socket {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
+        self.0.poll_read_ready(cx).map(|ready| ready.map(|()| Ready::READABLE))
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
+        self.0.poll_write_ready(cx).map(|ready| ready.map(|()| Ready::WRITABLE))
+    }
+}
+
+/// A proxy does not let a connection through.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy refused the tunnel with status {0}")]
+pub(crate) struct ProxyRefused(String);
 
 async fn tunnel(proxy: &Url, host: &str, port: u16) -> std::io::Result<TcpStream> {
     let proxy_host = proxy.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -78,7 +147,7 @@ async fn tunnel(proxy: &Url, host: &str, port: u16) -> std::io::Result<TcpStream
     let status = head.split(|byte| *byte == b' ').nth(1);
     if status != Some(b"200") {
         let status = String::from_utf8_lossy(status.unwrap_or_default()).into_owned();
-        return Err(std::io::Error::other(format!("the proxy refused the tunnel with status {status}")));
+        return Err(std::io::Error::other(ProxyRefused(status)));
     }
     Ok(stream)
 }

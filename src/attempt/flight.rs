@@ -24,6 +24,8 @@ pub enum Cut {
     Drain,
     /// An operator.
     Operator,
+    /// The end of the process.
+    Shutdown,
     /// The total limit of a stream.
     Total,
     /// The provider was silent for too long.
@@ -38,6 +40,7 @@ impl Cut {
         match self {
             Self::Drain => "a restart of its backend that reached its drain deadline",
             Self::Operator => "an operator",
+            Self::Shutdown => "the gateway's shutdown",
             Self::Total => "the time limit for streams",
             Self::Idle => "the provider's silence",
             Self::Stall => "the client's pause in reading",
@@ -298,7 +301,7 @@ impl Flight {
         let upstream = self.upstream.borrow_mut().take();
         if let Some(upstream) = upstream {
             let end = match cut {
-                Cut::Drain | Cut::Operator => End::Cut,
+                Cut::Drain | Cut::Operator | Cut::Shutdown => End::Cut,
                 Cut::Total => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Total)),
                 Cut::Idle => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Idle)),
                 Cut::Stall => End::Cancelled,

@@ -7,24 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_http::body::SizedStream;
-use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_http::header::{self, HeaderName, HeaderValue};
 use actix_http::{Method, Uri};
 use awc::error::{ConnectError, SendRequestError};
 use awc::{Client, Connector, FrozenClientRequest};
-use rustls::ClientConfig;
+use rustls::{CertificateError, ClientConfig};
 
-use super::dial::Dialer;
+use super::dial::{Dialer, ProxyRefused};
 use super::transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure};
 use crate::chat::{Endpoint, Failure, FailureClass, Phase};
 use crate::settings::Backend;
 
 /// Addresses kept at most: models that become part of an address come from clients.
 const KNOWN_LIMIT: usize = 256;
+/// How long an idle connection is kept.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// The client of one provider generation.
 pub struct HttpClient {
-    /// Keeps connections for the next request.
-    pooled: Client,
+    /// Keeps connections for the next request; replaced when they may have served as many as they should.
+    pooled: RefCell<Client>,
     /// Makes a connection for each request.
     fresh: Client,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -32,14 +34,14 @@ pub struct HttpClient {
     fixed: RefCell<[Option<FrozenClientRequest>; 4]>,
     /// By endpoint and model, where the model is part of the address.
     by_model: RefCell<HashMap<(Endpoint, String), FrozenClientRequest>>,
-    close_every: Option<u64>,
     sent: Cell<u64>,
-    connect_limit: Duration,
+    backend: Arc<Backend>,
+    tls: Arc<ClientConfig>,
 }
 
 impl HttpClient {
     /// Makes the client; `headers` go with every request.
-    pub fn new(backend: &Backend, tls: &Arc<ClientConfig>, headers: Vec<(String, String)>) -> Self {
+    pub fn new(backend: &Arc<Backend>, tls: &Arc<ClientConfig>, headers: Vec<(String, String)>) -> Self {
         let pairs = headers.into_iter().filter_map(|(name, value)| {
             let mut value = HeaderValue::try_from(value).ok()?;
             value.set_sensitive(true);
@@ -49,35 +51,30 @@ impl HttpClient {
         headers.push((header::USER_AGENT, HeaderValue::from_static(concat!("stagedoor/", env!("CARGO_PKG_VERSION")))));
         headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
         Self {
-            pooled: client(backend, tls, Duration::from_secs(60)),
+            pooled: RefCell::new(client(backend, tls, KEEP_ALIVE)),
             fresh: client(backend, tls, Duration::ZERO),
             headers,
             fixed: RefCell::default(),
             by_model: RefCell::default(),
-            close_every: backend.network.max_requests,
             sent: Cell::new(0),
-            connect_limit: backend.timeouts.connect,
+            backend: Arc::clone(backend),
+            tls: Arc::clone(tls),
         }
     }
 
     /// Sends a request and awaits the reply's head.
+    ///
+    /// # Errors
+    /// A transport failure, named by what it means for a retry.
     pub async fn send(&self, request: Outgoing<'_>) -> Result<Incoming, SendFailure> {
-        let client = if request.pooled { &self.pooled } else { &self.fresh };
+        self.replace_connections();
+        let client = if request.pooled { self.pooled.borrow().clone() } else { self.fresh.clone() };
         let frozen = match &request.url {
             Address::Known { model, make } if request.pooled => self.known(request.endpoint, *model, *make)?,
-            Address::Known { make, .. } => self.freeze(client, &request.method, &make(), &[])?,
-            Address::Own(url) => self.freeze(client, &request.method, url, request.headers)?,
+            Address::Known { make, .. } => self.freeze(&client, &request.method, &make(), &[])?,
+            Address::Own(url) => self.freeze(&client, &request.method, url, request.headers)?,
         };
-        let closes = self.close_every.is_some_and(|every| {
-            self.sent.set(self.sent.get() + 1);
-            self.sent.get().is_multiple_of(every)
-        });
         let sending = match request.body {
-            OutgoingBody::Full(body) if closes => {
-                let mut extra = HeaderMap::new();
-                extra.insert(header::CONNECTION, HeaderValue::from_static("close"));
-                frozen.extra_headers(extra).send_body(body)
-            }
             OutgoingBody::Full(body) if body.is_empty() && request.method != Method::POST => frozen.send(),
             OutgoingBody::Full(body) => frozen.send_body(body),
             OutgoingBody::Stream { length: Some(length), bytes } => frozen.send_body(SizedStream::new(length, bytes)),
@@ -85,6 +82,18 @@ impl HttpClient {
         };
         let reply = sending.await.map_err(|error| self.name_error(&error))?;
         Ok(Incoming::Http(Box::new(reply)))
+    }
+
+    /// Starts with new connections after as many requests as one connection may serve, so that none serves more.
+    fn replace_connections(&self) {
+        let Some(most) = self.backend.network.max_requests else { return };
+        let sent = self.sent.get() + 1;
+        self.sent.set(sent);
+        if sent > 1 && sent % most == 1 % most {
+            *self.pooled.borrow_mut() = client(&self.backend, &self.tls, KEEP_ALIVE);
+            self.fixed.replace([const { None }; 4]);
+            self.by_model.borrow_mut().clear();
+        }
     }
 
     fn known(
@@ -95,7 +104,7 @@ impl HttpClient {
     ) -> Result<FrozenClientRequest, SendFailure> {
         let fresh = || {
             let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-            self.freeze(&self.pooled, &Method::POST, &make(), &json)
+            self.freeze(&self.pooled.borrow(), &Method::POST, &make(), &json)
         };
         let Some(model) = model else {
             let mut fixed = self.fixed.borrow_mut();
@@ -142,7 +151,7 @@ impl HttpClient {
             SendRequestError::Connect(ConnectError::Timeout) => SendFailure {
                 failure: Failure::new(
                     FailureClass::Timeout(Phase::Connect),
-                    format!("no connection to the provider within {:?}", self.connect_limit),
+                    format!("no connection to the provider within {:?}", self.backend.timeouts.connect),
                 ),
                 sent: false,
             },
@@ -170,16 +179,28 @@ impl HttpClient {
     }
 }
 
-/// What went wrong with a connection, without addresses.
+/// What went wrong with a connection, without addresses or names.
 fn kind_of(error: &ConnectError) -> String {
-    match error {
-        ConnectError::Io(error) => match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
-            std::io::ErrorKind::InvalidData => format!("TLS: {error}"),
-            kind => kind.to_string(),
-        },
-        ConnectError::H2(_) => "HTTP/2 handshake failed".into(),
-        _ => "connection failed".into(),
+    let ConnectError::Io(error) = error else { return "the handshake failed".into() };
+    if let Some(refused) = error.get_ref().and_then(|inner| inner.downcast_ref::<ProxyRefused>()) {
+        return refused.to_string();
+    }
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(why)) => format!("TLS: its certificate is refused: {}", certificate_words(why)),
+        Some(_) => "TLS: the handshake failed".into(),
+        None if error.kind() == std::io::ErrorKind::UnexpectedEof => "it closed the connection during the handshake".into(),
+        None => error.kind().to_string(),
+    }
+}
+
+fn certificate_words(why: &CertificateError) -> &'static str {
+    match why {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet",
+        CertificateError::UnknownIssuer => "its issuer is not trusted; name it in caFile",
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => "it is for another host",
+        CertificateError::Revoked => "it was revoked",
+        _ => "it is not valid",
     }
 }
 

@@ -74,7 +74,7 @@ impl Upstream {
     pub fn usage_or_estimate(&self) -> Usage {
         match &self.meter {
             Meter::Events(relay) => relay.usage().unwrap_or_else(|| Usage::estimate(self.request_bytes, relay.content_events())),
-            Meter::Bytes { tail, .. } => usage_in_tail(tail).unwrap_or(Usage { estimated: true, ..Usage::default() }),
+            Meter::Bytes { tail, .. } => usage_in_tail(tail).unwrap_or_else(|| Usage { estimated: true, ..Usage::default() }),
         }
     }
 
@@ -253,12 +253,12 @@ impl LiveBody {
     fn end_by(&mut self, cut: Cut) -> Option<Result<Bytes, std::io::Error>> {
         self.state = State::Ended;
         let end = match cut {
-            Cut::Drain | Cut::Operator => End::Cut,
+            Cut::Drain | Cut::Operator | Cut::Shutdown => End::Cut,
             Cut::Stall => End::Cancelled,
             Cut::Total => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Total)),
             Cut::Idle => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Idle)),
         };
-        self.ending.get_or_insert((end, Usage::default()));
+        self.ending.get_or_insert_with(|| (end, Usage::default()));
         let message = format!("the stream was ended by {}", cut.words());
         Some(last_words(self.flight.stream, &message, "server_error", "stream_ended"))
     }

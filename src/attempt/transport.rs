@@ -4,12 +4,13 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use actix_http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_http::{Method, StatusCode};
 use awc::ClientResponse;
 use bytes::Bytes;
 use futures_util::Stream;
 
+use super::dial::watch_end;
 use super::http_client::HttpClient;
 use crate::chat::{Endpoint, Failure, FailureClass};
 use crate::simulate::{SimulatedReply, Simulator};
@@ -17,7 +18,7 @@ use crate::simulate::{SimulatedReply, Simulator};
 /// How a backend is reached.
 pub enum Transport {
     /// Over the network.
-    Http(HttpClient),
+    Http(Box<HttpClient>),
     /// By the embedded simulated provider.
     Simulated(Simulator),
 }
@@ -93,8 +94,14 @@ impl Incoming {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         match self {
             Self::Http(response) => {
-                let broken = |_| Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end");
-                Pin::new(&mut **response).poll_next(cx).map(|step| step.map(|chunk| chunk.map_err(broken)))
+                let broken = || Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end");
+                let (step, saw_end) = watch_end(|| Pin::new(&mut **response).poll_next(cx));
+                match step {
+                    Poll::Ready(None) if saw_end && response.headers().contains_key(header::TRANSFER_ENCODING) => {
+                        Poll::Ready(Some(Err(broken())))
+                    }
+                    step => step.map(|step| step.map(|chunk| chunk.map_err(|_| broken()))),
+                }
             }
             Self::Simulated(reply) => reply.body.poll_next(cx),
         }

@@ -90,9 +90,10 @@ pub async fn work(
     }
 }
 
-/// A streamed body is gone once it was sent.
+/// What passes through is not sent again once it may have reached the provider: its meaning is not known here.
 fn is_gone(call: &Call, ledger: &Ledger) -> bool {
-    ledger.sent && call.passthrough.as_ref().is_some_and(|passthrough| passthrough.stream.is_some())
+    let is_safe = |method: &Method| *method == Method::GET || *method == Method::HEAD;
+    ledger.sent && call.passthrough.as_ref().is_some_and(|passthrough| !is_safe(&passthrough.method))
 }
 
 /// After a broken connection a large body is not sent again: the provider may be at work on it.
@@ -151,6 +152,8 @@ async fn one_try(
         }
     };
     call.touched.store(true, Ordering::Relaxed);
+    // It cannot be sent again either when a connection of the pool turns out to be dead.
+    let pooled = pooled && (call.passthrough.is_none() || method == Method::GET || method == Method::HEAD);
     let request = Outgoing { endpoint: call.endpoint, method, url, headers, body, pooled };
     let incoming = match timeout_at(head_ends, station.transport.send(request)).await {
         Ok(Ok(incoming)) => {

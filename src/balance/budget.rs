@@ -58,7 +58,7 @@ mod tests {
     proptest! {
         #[test]
         fn retries_stay_within_the_share_and_the_floor(steps in prop::collection::vec((0u64..200, any::<bool>()), 1..400)) {
-            let start = Instant::now();
+            let start = tokio::time::Instant::now().into_std();
             let mut budget = RetryBudget::new(start);
             let (mut now, mut requests, mut retries) = (start, 0u32, 0u32);
             for (millis, is_request) in steps {
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn the_floor_refills_by_one_each_second() {
-        let start = Instant::now();
+        let start = tokio::time::Instant::now().into_std();
         let mut budget = RetryBudget::new(start);
         assert!((0..10).all(|_| budget.spend(start)));
         assert!(!budget.spend(start));

@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn the_wait_doubles_and_the_cap_is_kept() {
-        let start = Instant::now();
+        let start = tokio::time::Instant::now().into_std();
         let mut record = CrashRecord::default();
         assert_eq!(record.note(start, 3), Ok(Duration::from_millis(20)));
         assert_eq!(record.note(start, 3), Ok(Duration::from_millis(40)));

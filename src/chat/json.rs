@@ -134,7 +134,7 @@ impl<'a> Lexer<'a> {
         let first = self.peek();
         let start = self.at;
         match first {
-            Some(b'"') => drop(self.string()?),
+            Some(b'"') => self.string().map(|_| ())?,
             Some(b'{') => self.object(|lexer, _| lexer.value().map(drop))?,
             Some(b'[') => self.array(|lexer| lexer.value().map(drop))?,
             Some(b't') => self.literal(b"true")?,

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Gateway, auth, reply};
-use crate::actors::{AskState, CancelRequest, RestartBackend, ShardState};
+use crate::actors::{AskState, Cancel, CancelRequest, RestartBackend, ShardState};
+use crate::attempt::Cut;
 use crate::balance::MemberStats;
 use crate::chat::FailureClass;
 use crate::dialect::Dialect;
@@ -27,7 +28,7 @@ async fn shards(gateway: &Gateway) -> Vec<Result<ShardState, usize>> {
 }
 
 /// `GET /admin/api/state`.
-pub async fn state(request: HttpRequest) -> HttpResponse {
+pub(super) async fn state(request: HttpRequest) -> HttpResponse {
     let gateway = match enter(&request, false) {
         Ok(gateway) => gateway,
         Err(refusal) => return refusal,
@@ -145,7 +146,7 @@ fn member(backend: &str, stats: &MemberStats) -> Value {
 }
 
 /// `GET /admin/api/requests`: what is in flight, longest first.
-pub async fn requests(request: HttpRequest) -> HttpResponse {
+pub(super) async fn requests(request: HttpRequest) -> HttpResponse {
     let gateway = match enter(&request, false) {
         Ok(gateway) => gateway,
         Err(refusal) => return refusal,
@@ -173,13 +174,13 @@ pub async fn requests(request: HttpRequest) -> HttpResponse {
 }
 
 /// `DELETE /admin/api/requests/{id}`: ends a request.
-pub async fn cancel(request: HttpRequest, id: web::Path<String>) -> HttpResponse {
+pub(super) async fn cancel(request: HttpRequest, id: web::Path<String>) -> HttpResponse {
     let gateway = match enter(&request, true) {
         Ok(gateway) => gateway,
         Err(refusal) => return refusal,
     };
     let id = id.into_inner();
-    let ended = gateway.director.send(CancelRequest { id: id.clone() }).await.unwrap_or(0);
+    let ended = gateway.director.send(CancelRequest(Cancel { id: Some(id.clone()), cut: Cut::Operator })).await.unwrap_or(0);
     tracing::info!(target: "audit", act = "cancel", request = %id, ended, "operator's act");
     if ended == 0 {
         return not_found(&format!("no request with the id `{id}` is in flight"));
@@ -189,13 +190,13 @@ pub async fn cancel(request: HttpRequest, id: web::Path<String>) -> HttpResponse
 
 /// Options of a restart.
 #[derive(Deserialize)]
-pub struct RestartOptions {
+pub(super) struct RestartOptions {
     deadline: Option<String>,
     wait: Option<String>,
 }
 
 /// `POST /admin/api/backends/{name}/restart`.
-pub async fn restart(request: HttpRequest, name: web::Path<String>, options: web::Query<RestartOptions>) -> HttpResponse {
+pub(super) async fn restart(request: HttpRequest, name: web::Path<String>, options: web::Query<RestartOptions>) -> HttpResponse {
     let gateway = match enter(&request, true) {
         Ok(gateway) => gateway,
         Err(refusal) => return refusal,

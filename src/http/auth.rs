@@ -16,7 +16,7 @@ use crate::settings::{ClientKey, Settings};
 ///
 /// # Errors
 /// No key, or an unknown one.
-pub fn client(request: &HttpRequest, settings: &Settings) -> Result<Option<Arc<str>>, GatewayError> {
+pub(super) fn client(request: &HttpRequest, settings: &Settings) -> Result<Option<Arc<str>>, GatewayError> {
     if settings.keys.is_empty() {
         return Ok(None);
     }
@@ -35,7 +35,7 @@ pub fn client(request: &HttpRequest, settings: &Settings) -> Result<Option<Arc<s
 ///
 /// # Errors
 /// No token or a wrong one; without a configured token, a request that did not come from this machine.
-pub fn operator(request: &HttpRequest, settings: &Settings, is_act: bool) -> Result<(), GatewayError> {
+pub(super) fn operator(request: &HttpRequest, settings: &Settings, is_act: bool) -> Result<(), GatewayError> {
     if let Some(token) = &settings.admin_token {
         let given: [u8; 32] = Sha256::digest(bearer(request).ok_or(GatewayError::NoKey)?).into();
         let wanted: [u8; 32] = Sha256::digest(token.expose()).into();

@@ -17,7 +17,11 @@ use crate::settings::format_size;
 ///
 /// # Errors
 /// Too large, too slow, broken off, or too many bytes held by all requests together.
-pub async fn read(request: &HttpRequest, payload: web::Payload, shared: &Shared) -> Result<(Bytes, BodyHold), GatewayError> {
+pub(super) async fn read(
+    request: &HttpRequest,
+    payload: web::Payload,
+    shared: &Shared,
+) -> Result<(Bytes, BodyHold), GatewayError> {
     let server = &shared.settings.server;
     match tokio::time::timeout(server.body_timeout, collect(request, payload, shared)).await {
         Ok(result) => result,
@@ -60,12 +64,12 @@ async fn collect(request: &HttpRequest, mut payload: web::Payload, shared: &Shar
 }
 
 /// The declared length of a request's body.
-pub fn content_length(request: &HttpRequest) -> Option<u64> {
+pub(super) fn content_length(request: &HttpRequest) -> Option<u64> {
     request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Whether the body is declared as JSON, or not declared at all.
-pub fn is_json(request: &HttpRequest) -> bool {
+pub(super) fn is_json(request: &HttpRequest) -> bool {
     let Some(value) = request.headers().get(header::CONTENT_TYPE) else {
         return true;
     };

@@ -20,7 +20,7 @@ use crate::chat::{Endpoint, Scan, Shape, scan};
 use crate::error::GatewayError;
 
 /// Serves every request that is not on a fixed path.
-pub async fn serve(request: HttpRequest, payload: web::Payload) -> HttpResponse {
+pub(super) async fn serve(request: HttpRequest, payload: web::Payload) -> HttpResponse {
     let Some(gateway) = request.app_data::<Rc<Gateway>>().map(Rc::clone) else {
         return reply::error(&GatewayError::Internal);
     };

@@ -9,12 +9,12 @@ use serde_json::json;
 use super::Gateway;
 
 /// `GET /health`.
-pub async fn health() -> HttpResponse {
+pub(super) async fn health() -> HttpResponse {
     HttpResponse::Ok().json(json!({ "status": "ok" }))
 }
 
 /// `GET /ready`.
-pub async fn ready(request: HttpRequest) -> HttpResponse {
+pub(super) async fn ready(request: HttpRequest) -> HttpResponse {
     let draining = request.app_data::<Rc<Gateway>>().is_none_or(|gateway| gateway.shared.draining.load(Ordering::Relaxed));
     if draining {
         return HttpResponse::ServiceUnavailable().json(json!({ "status": "draining" }));

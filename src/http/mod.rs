@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
-use actix_web::web;
+use actix_web::{FromRequest, Handler, Resource, Responder, web};
 
 use crate::actors::director::Director;
 use crate::actors::slots::{Shared, Slots};
@@ -54,17 +54,36 @@ impl Gateway {
 /// The fixed routes.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
-        .route("/health", web::get().to(health::health))
-        .route("/ready", web::get().to(health::ready))
+        .service(get("/health").route(web::get().to(health::health)))
+        .service(get("/ready").route(web::get().to(health::ready)))
         .service(
             web::scope("/admin/api")
-                .route("/state", web::get().to(admin::state))
-                .route("/requests", web::get().to(admin::requests))
-                .route("/requests/{id}", web::delete().to(admin::cancel))
-                .route("/backends/{name}/restart", web::post().to(admin::restart))
+                .service(get("/state").route(web::get().to(admin::state)))
+                .service(get("/requests").route(web::get().to(admin::requests)))
+                .service(only("/requests/{id}", reply::only_delete).route(web::delete().to(admin::cancel)))
+                .service(only("/backends/{name}/restart", reply::only_post).route(web::post().to(admin::restart)))
                 .default_service(web::to(reply::unknown_path)),
         )
         // A scope is matched by its prefix; a pattern here would cost every request a search.
-        .service(web::scope("/v1/models").route("", web::get().to(models::list)).route("/{id:.*}", web::get().to(models::one)))
+        .service(
+            web::scope("/v1/models")
+                .service(get("").route(web::get().to(models::list)))
+                .service(get("/{id:.*}").route(web::get().to(models::one))),
+        )
         .default_service(web::to(front::serve));
+}
+
+/// A fixed path that takes GET; other methods are told so.
+fn get(path: &str) -> Resource {
+    web::resource(path).default_service(web::to(reply::only_get))
+}
+
+/// A fixed path with another answer to wrong methods.
+fn only<F, Args>(path: &str, refusal: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    web::resource(path).default_service(web::to(refusal))
 }

@@ -12,7 +12,7 @@ use crate::error::GatewayError;
 use crate::settings::Settings;
 
 /// Lists every name that a request may put in `model`.
-pub async fn list(request: HttpRequest) -> HttpResponse {
+pub(super) async fn list(request: HttpRequest) -> HttpResponse {
     match known(&request) {
         Ok(models) => HttpResponse::Ok().json(json!({ "object": "list", "data": models.values().collect::<Vec<_>>() })),
         Err(error) => reply::error(&error),
@@ -20,7 +20,7 @@ pub async fn list(request: HttpRequest) -> HttpResponse {
 }
 
 /// Describes one of them.
-pub async fn one(request: HttpRequest, id: web::Path<String>) -> HttpResponse {
+pub(super) async fn one(request: HttpRequest, id: web::Path<String>) -> HttpResponse {
     match known(&request) {
         Ok(models) => match models.get(id.as_str()) {
             Some(model) => HttpResponse::Ok().json(model),

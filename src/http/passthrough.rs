@@ -21,7 +21,7 @@ const FORWARDED: [HeaderName; 5] =
     [header::CONTENT_TYPE, header::ACCEPT, header::RANGE, header::IF_NONE_MATCH, HeaderName::from_static("openai-beta")];
 
 /// What is passed through, with the held body and its scan.
-pub struct Taken {
+pub(super) struct Taken {
     /// For the attempt.
     pub passthrough: Box<Passthrough>,
     /// Held body; empty when it is streamed.
@@ -36,7 +36,7 @@ pub struct Taken {
 ///
 /// # Errors
 /// A body that cannot be read, or JSON that is none.
-pub async fn take(request: &HttpRequest, payload: web::Payload, shared: &Shared) -> Result<Taken, GatewayError> {
+pub(super) async fn take(request: &HttpRequest, payload: web::Payload, shared: &Shared) -> Result<Taken, GatewayError> {
     let headers =
         FORWARDED.iter().filter_map(|name| Some((name.clone(), request.headers().get(name)?.clone()))).collect::<Vec<_>>();
     let path = behind_version(request.path());

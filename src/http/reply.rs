@@ -29,7 +29,7 @@ const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// What is known about a request when it ends; writes the span's fields and the access-log line when dropped.
-pub struct RequestLog {
+pub(super) struct RequestLog {
     gateway: Rc<Gateway>,
     span: Span,
     started: Instant,
@@ -53,7 +53,7 @@ pub struct RequestLog {
 
 impl RequestLog {
     /// Starts; the request counts as open until this is dropped.
-    pub fn new(gateway: &Rc<Gateway>, span: Span) -> Self {
+    pub(super) fn new(gateway: &Rc<Gateway>, span: Span) -> Self {
         gateway.shared.open_requests.fetch_add(1, Ordering::Relaxed);
         Self {
             gateway: Rc::clone(gateway),
@@ -130,7 +130,7 @@ impl Drop for RequestLog {
 }
 
 /// The HTTP form of an error.
-pub fn error(error: &GatewayError) -> HttpResponse {
+pub(super) fn error(error: &GatewayError) -> HttpResponse {
     let form = error.form();
     let status = StatusCode::from_u16(form.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
@@ -153,12 +153,31 @@ pub fn error(error: &GatewayError) -> HttpResponse {
 }
 
 /// The answer to a path that does not exist.
-pub async fn unknown_path(request: HttpRequest) -> HttpResponse {
+pub(super) async fn unknown_path(request: HttpRequest) -> HttpResponse {
     error(&GatewayError::UnknownPath { path: request.path().chars().filter(|letter| !letter.is_control()).take(200).collect() })
 }
 
+/// The answer to a wrong method where only GET is right.
+pub(crate) async fn only_get(request: HttpRequest) -> HttpResponse {
+    wrong_method(&request, "GET")
+}
+
+/// The answer to a wrong method where only POST is right.
+pub(crate) async fn only_post(request: HttpRequest) -> HttpResponse {
+    wrong_method(&request, "POST")
+}
+
+/// The answer to a wrong method where only DELETE is right.
+pub(crate) async fn only_delete(request: HttpRequest) -> HttpResponse {
+    wrong_method(&request, "DELETE")
+}
+
+fn wrong_method(request: &HttpRequest, allow: &str) -> HttpResponse {
+    error(&GatewayError::Method { method: request.method().to_string(), allow: allow.to_owned() })
+}
+
 /// Turns a reply into HTTP; the log goes with the body and is written at its end.
-pub fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
+pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
     let mut answer = match reply {
         Ok(answer) => answer,
         Err(failure) => {
@@ -204,7 +223,7 @@ pub fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
 }
 
 /// Commits a stream before anything has come: comments keep it alive while the reply is still awaited.
-pub fn commit_early(reply: Pin<Box<dyn Future<Output = Reply>>>, silence: Duration, mut log: RequestLog) -> HttpResponse {
+pub(super) fn commit_early(reply: Pin<Box<dyn Future<Output = Reply>>>, silence: Duration, mut log: RequestLog) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     stream_headers(&mut response);
     log.status = 200;

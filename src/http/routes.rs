@@ -10,7 +10,7 @@ use crate::settings::{PathMatch, Route, Settings};
 const STANDARD: &[&str] = &["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
 
 /// Where a request goes.
-pub struct Matched<'s> {
+pub(super) struct Matched<'s> {
     /// The route; `None` on a standard path.
     pub route: Option<&'s Route>,
     /// What is asked for.
@@ -21,7 +21,7 @@ pub struct Matched<'s> {
 ///
 /// # Errors
 /// An unknown path, a method that the path's routes do not take, or a path that must not be passed on.
-pub fn find<'s>(settings: &'s Settings, request: &HttpRequest) -> Result<Matched<'s>, GatewayError> {
+pub(super) fn find<'s>(settings: &'s Settings, request: &HttpRequest) -> Result<Matched<'s>, GatewayError> {
     let path = request.path();
     let method = request.method().as_str();
     let mut endpoint = Endpoint::of_path(path);
@@ -83,7 +83,7 @@ fn check_path(path: &str) -> Result<(), GatewayError> {
 }
 
 /// The part of a path behind its version: `/files/f-1` of `/v1/files/f-1`.
-pub fn behind_version(path: &str) -> &str {
+pub(super) fn behind_version(path: &str) -> &str {
     match path.find("/v1/") {
         Some(at) => &path[at + 3..],
         None => path,

@@ -17,7 +17,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A request's id: the client's, if sane, else ours.
 #[derive(Clone)]
-pub struct RequestId(pub Arc<str>);
+pub(super) struct RequestId(pub Arc<str>);
 
 /// Builds the root span; its fields are recorded when the request has ended.
 pub struct RequestSpan;
@@ -62,11 +62,14 @@ fn request_id(given: Option<&HeaderValue>) -> Arc<str> {
 }
 
 /// The id of a request.
-pub fn id_of(request: &HttpRequest) -> Arc<str> {
+pub(super) fn id_of(request: &HttpRequest) -> Arc<str> {
     request.extensions().get::<RequestId>().map_or_else(|| request_id(None), |id| Arc::clone(&id.0))
 }
 
 /// Puts the request's id on every reply.
+///
+/// # Errors
+/// What the service itself returns.
 pub fn request_id_header<S, B>(
     request: ServiceRequest,
     service: &S,

@@ -1,4 +1,6 @@
 //! The document as types: what the walk has checked, deserialized. [`super::plan`] turns it into settings.
+//! What each key means stands in [`super::schema`], once.
+#![expect(missing_docs, reason = "the schema describes every key")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use super::units::Secret;
 /// The whole document.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Document {
+pub(super) struct Document {
     #[serde(default)]
     pub server: Server,
     #[serde(default)]
@@ -61,16 +63,16 @@ impl Default for Server {
 /// `admin`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Admin {
+pub(super) struct Admin {
     pub token: Option<Secret>,
 }
 
 /// `auth`: the word `none`, or keys.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-pub enum Auth {
+pub(super) enum Auth {
     /// `none`.
-    Word(String),
+    Word(#[expect(dead_code, reason = "there is only one word")] String),
     /// Accepted keys.
     Keys {
         /// At least one.
@@ -81,7 +83,7 @@ pub enum Auth {
 /// One accepted client key.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AuthKey {
+pub(super) struct AuthKey {
     pub name: String,
     pub key: Option<Secret>,
     pub sha256: Option<String>,
@@ -90,12 +92,13 @@ pub struct AuthKey {
 /// One entry of `backends`: a backend or a pool.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Entry {
+pub(super) struct Entry {
     pub name: String,
     #[serde(rename = "type")]
     pub kind: String,
-    #[serde(default)]
-    pub optional: bool,
+    /// The walk has left the entry out already where it must.
+    #[serde(default, rename = "optional")]
+    _optional: bool,
     #[serde(default)]
     pub config: Config,
     pub strategy: Option<String>,
@@ -111,7 +114,7 @@ pub struct Entry {
 /// A member of a pool.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Member {
+pub(super) struct Member {
     pub name: String,
     pub weight: Option<f64>,
 }
@@ -133,7 +136,7 @@ impl Default for Parking {
 /// `config` of a backend: the union of what the types take; the walk has refused what a type does not.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Config {
+pub(super) struct Config {
     pub api_key: Option<Secret>,
     pub endpoint: Option<String>,
     pub org_id: Option<String>,
@@ -179,7 +182,7 @@ pub struct Config {
 /// `config.timeouts`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Timeouts {
+pub(super) struct Timeouts {
     pub connect: Option<Duration>,
     pub head: Option<Duration>,
     pub first_content: Option<Duration>,
@@ -190,7 +193,7 @@ pub struct Timeouts {
 /// A list of names, or a map of alias to native name.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-pub enum Names {
+pub(super) enum Names {
     /// Names that stand for themselves.
     List(Vec<String>),
     /// Alias to native name.
@@ -247,7 +250,7 @@ pub struct Fault {
 /// One route.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Route {
+pub(super) struct Route {
     pub name: String,
     pub path: String,
     pub methods: Option<Vec<String>>,
@@ -290,6 +293,6 @@ impl Default for Logs {
 ///
 /// # Errors
 /// A disagreement between the schema and these types: a fault of the program, reported as text.
-pub fn read(checked: Value) -> Result<Document, String> {
+pub(super) fn read(checked: Value) -> Result<Document, String> {
     serde_json::from_value(checked).map_err(|error| format!("the schema admits what the types do not: {error}"))
 }

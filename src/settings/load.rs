@@ -61,20 +61,32 @@ pub fn from_text(source: &str, text: &str, environment: &BTreeMap<String, String
     let merged: Value = builder
         .build()
         .and_then(Config::try_deserialize)
-        .map_err(|error| SettingsError::single("", format!("this is not valid YAML: {error}")))?;
+        .map_err(|error| SettingsError::single("", format!("this is not valid YAML: {}", plain_words(&error.to_string()))))?;
 
     let checked = walk(&merged, &schema::DOCUMENT, &|name| environment.get(name).cloned(), &mut findings);
-    if !findings.problems.is_empty() {
-        return Err(SettingsError { source: source.into(), problems: findings.problems });
-    }
-    let document = document::read(checked).map_err(|reason| SettingsError::single("", reason))?;
-    let mut settings = plan::plan(document, environment, &mut findings);
+    let document = match document::read(checked) {
+        Ok(document) => document,
+        // What is wrong or missing has been said.
+        Err(_) if !findings.problems.is_empty() => {
+            return Err(SettingsError { source: source.into(), problems: findings.problems });
+        }
+        Err(reason) => return Err(SettingsError::single("", reason)),
+    };
+    // A backend that is refused for a mistake of its own is still no unknown name.
+    let entries = merged["backends"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let declared = entries.iter().filter_map(|entry| entry["name"].as_str()).collect();
+    let mut settings = plan::plan(document, environment, &declared, &mut findings);
     if !findings.problems.is_empty() {
         return Err(SettingsError { source: source.into(), problems: findings.problems });
     }
     settings.source = source.to_owned();
     settings.notes = findings.notes;
     Ok(settings)
+}
+
+/// The parser's message without the notation of its own types.
+fn plain_words(message: &str) -> String {
+    message.replace("String(\"", "`").replace("\")", "`").replace("duplicated key in mapping", "this duplicate key is refused")
 }
 
 /// Turns `SERVER__PORT` into `server.port`: segments are matched to schema keys without regard to case.

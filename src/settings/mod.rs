@@ -3,7 +3,7 @@
 //! [`load`] merges file and environment, `walk` checks the tree against [`schema`], `document` types it, `plan` cross-checks
 //! it into the [`Settings`] that everything else receives by value and that never change while the process lives.
 
-pub mod document;
+mod document;
 mod families;
 mod load;
 mod plan;

@@ -9,7 +9,7 @@ use actix_http::header::HeaderValue;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::document::{Auth, Config, Document, Entry, Names, Route as RouteEntry};
+use super::document::{self, Auth, Config, Document, Entry, Route as RouteEntry};
 use super::schema::{FAULTS, METHODS};
 use super::walk::{Findings, nearest};
 use super::{
@@ -21,7 +21,12 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
 /// Attempts per request over all members.
 const DEFAULT_MAX_ATTEMPTS: u32 = 6;
 
-pub(super) fn plan(document: Document, environment: &BTreeMap<String, String>, findings: &mut Findings) -> Settings {
+pub(super) fn plan(
+    document: Document,
+    environment: &BTreeMap<String, String>,
+    declared: &HashSet<&str>,
+    findings: &mut Findings,
+) -> Settings {
     let entries: Vec<Entry> = document.backends.into_iter().flatten().collect();
     unique_names(&entries, findings);
 
@@ -37,9 +42,9 @@ pub(super) fn plan(document: Document, environment: &BTreeMap<String, String>, f
         findings.problem("backends", "no backend is left to serve requests; configure one or set the variables it needs");
     }
 
-    let pools = pools(&pool_entries, &backends, findings);
+    let pools = pools(&pool_entries, &backends, declared, findings);
     let names: HashMap<Arc<str>, usize> = pools.iter().map(|pool| (Arc::clone(&pool.name), pool.index)).collect();
-    let routes = routes(document.routes.unwrap_or_default(), &names, &pools, findings);
+    let routes = routes(document.routes.unwrap_or_default(), &names, &pools, declared, findings);
     let (keys, open) = keys(document.auth, findings);
     if keys.is_empty() && !open && !is_loopback(&document.server.host) {
         findings.problem(
@@ -114,8 +119,8 @@ fn backend(
         _ => config.default_model,
     };
     let mut aliases: HashMap<String, String> = match config.models {
-        Names::List(names) => names.into_iter().map(|name| (name.clone(), name)).collect(),
-        Names::Map(map) => map.into_iter().collect(),
+        document::Names::List(names) => names.into_iter().map(|name| (name.clone(), name)).collect(),
+        document::Names::Map(map) => map.into_iter().collect(),
     };
     aliases.extend(config.deployments);
     if kind == BackendType::Azure && aliases.is_empty() && default_model.is_none() {
@@ -280,14 +285,15 @@ fn is_exempt(host: &str, list: &str) -> bool {
     })
 }
 
-fn pools(entries: &[Entry], backends: &[Arc<Backend>], findings: &mut Findings) -> Vec<Arc<Pool>> {
+fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>, findings: &mut Findings) -> Vec<Arc<Pool>> {
     let by_name: HashMap<&str, &Entry> = entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
     let mut pools = Vec::new();
     for entry in entries {
         let mut members = Vec::new();
         let mut trail = vec![entry.name.as_str()];
-        let tree = group(entry, &by_name, backends, &mut members, &mut trail, findings);
-        if members.is_empty() {
+        let names = Names { by_name: &by_name, backends, declared };
+        let tree = group(entry, &names, &mut members, &mut trail, findings);
+        if members.is_empty() && !entry.backends.iter().any(|member| declared.contains(&*member.name)) {
             findings.problem(&format!("backends[{}].backends", entry.name), "the pool has no member left");
         }
         note_mixture(entry, &members, backends, findings);
@@ -324,10 +330,16 @@ fn note_mixture(entry: &Entry, members: &[usize], backends: &[Arc<Backend>], fin
     }
 }
 
+/// What a member's name can mean.
+struct Names<'n, 'e> {
+    by_name: &'n HashMap<&'e str, &'e Entry>,
+    backends: &'n [Arc<Backend>],
+    declared: &'n HashSet<&'n str>,
+}
+
 fn group<'e>(
     entry: &'e Entry,
-    by_name: &HashMap<&'e str, &'e Entry>,
-    backends: &[Arc<Backend>],
+    names: &Names<'_, 'e>,
     members: &mut Vec<usize>,
     trail: &mut Vec<&'e str>,
     findings: &mut Findings,
@@ -343,7 +355,7 @@ fn group<'e>(
             continue;
         }
         let weight = member.weight.unwrap_or(1.0);
-        if let Some(backend) = backends.iter().find(|backend| &*backend.name == name) {
+        if let Some(backend) = names.backends.iter().find(|backend| &*backend.name == name) {
             if let Some(leaf) = members.iter().position(|index| *index == backend.index) {
                 children.push((weight, Node::Leaf(leaf)));
             } else {
@@ -352,12 +364,13 @@ fn group<'e>(
             }
         } else if trail.contains(&name) {
             findings.problem(&place, format!("the pool contains itself: {} -> {name}", trail.join(" -> ")));
-        } else if let Some(inner) = by_name.get(name) {
+        } else if let Some(inner) = names.by_name.get(name) {
             trail.push(name);
-            children.push((weight, Node::Group(group(inner, by_name, backends, members, trail, findings))));
+            children.push((weight, Node::Group(group(inner, names, members, trail, findings))));
             trail.pop();
-        } else if !findings.notes.iter().any(|note| note.starts_with(&format!("backend `{name}` is left out"))) {
-            let known: Vec<&str> = backends.iter().map(|b| &*b.name).chain(by_name.keys().copied()).collect();
+        } else if !names.declared.contains(name) {
+            let mut known: Vec<&str> = names.backends.iter().map(|b| &*b.name).chain(names.by_name.keys().copied()).collect();
+            known.sort_unstable();
             findings.problem(&place, unknown_name(name, &known));
         }
     }
@@ -379,6 +392,7 @@ fn routes(
     entries: Vec<RouteEntry>,
     names: &HashMap<Arc<str>, usize>,
     pools: &[Arc<Pool>],
+    declared: &HashSet<&str>,
     findings: &mut Findings,
 ) -> Vec<Route> {
     let mut seen = HashSet::new();
@@ -388,15 +402,18 @@ fn routes(
         if !seen.insert(entry.name.clone()) {
             findings.problem(&format!("{path}.name"), "this name is used twice");
         }
-        let pool = match entry.backend.as_str() {
-            "auto" => None,
-            name => {
-                let found = names.get(name).copied();
-                if found.is_none() {
-                    let known: Vec<&str> = names.keys().map(|name| &**name).chain(["auto"]).collect();
-                    findings.problem(&format!("{path}.backend"), unknown_name(name, &known));
-                }
-                found
+        let pool = match (entry.backend.as_str(), names.get(entry.backend.as_str())) {
+            ("auto", _) => None,
+            (_, Some(pool)) => Some(*pool),
+            (name, None) if declared.contains(name) => {
+                findings.notes.push(format!("route `{}` is left out with its backend `{name}`", entry.name));
+                continue;
+            }
+            (name, None) => {
+                let mut known: Vec<&str> = names.keys().map(|name| &**name).chain(["auto"]).collect();
+                known.sort_unstable();
+                findings.problem(&format!("{path}.backend"), unknown_name(name, &known));
+                None
             }
         };
         let Some(matcher) = path_match(&entry.path) else {

@@ -322,7 +322,7 @@ fn describe(kind: &Kind) -> Value {
         Kind::Number(min, max) => or_variable(json!({ "type": "number", "minimum": min, "maximum": max })),
         Kind::Duration => or_variable(json!({ "type": "string", "pattern": "^[0-9.]+ *(ms|s|m|h|d)( *[0-9]+ *(ms|s|m|h))*$" })),
         Kind::Size => or_variable(json!({ "type": ["string", "integer"] })),
-        Kind::Choice(words) => json!({ "enum": words }),
+        Kind::Choice(words) => or_variable(json!({ "enum": words })),
         Kind::List(item) => json!({ "type": "array", "items": describe(item) }),
         Kind::Map(item) => json!({ "type": "object", "additionalProperties": describe(item) }),
         Kind::Names => json!({ "anyOf": [

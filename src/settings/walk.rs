@@ -26,7 +26,7 @@ impl fmt::Display for Problem {
 
 /// What a walk found beside the value.
 #[derive(Debug, Default)]
-pub struct Findings {
+pub(super) struct Findings {
     /// Mistakes; any of them refuses the configuration.
     pub problems: Vec<Problem>,
     /// Things left out on purpose, one line each.
@@ -40,10 +40,10 @@ impl Findings {
 }
 
 /// Looks a variable up; `None` when it is not set.
-pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub(super) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Checks and coerces a document.
-pub fn walk(document: &Value, kind: &Kind, lookup: Lookup<'_>, findings: &mut Findings) -> Value {
+pub(super) fn walk(document: &Value, kind: &Kind, lookup: Lookup<'_>, findings: &mut Findings) -> Value {
     let mut walker = Walker { lookup, findings, missing: None };
     walker.value(document, kind, "").unwrap_or(Value::Null)
 }
@@ -125,15 +125,14 @@ impl Walker<'_> {
             self.findings.problem(&join(path, name), unknown_key(name, &known));
         }
         let mut out = Map::new();
+        let mut unset: Vec<(&str, String)> = Vec::new();
         for key in keys {
             let inner = join(path, key.name);
-            let substitute = key.unless.filter(|other| entries.get(*other).is_some_and(|value| !value.is_null()));
-            let required = key.required && substitute.is_none();
+            let required = key.required && key.unless.is_none();
             let checked = match entries.get(key.name) {
                 None | Some(Value::Null) => {
                     if required {
-                        let or = key.unless.map(|other| format!(", or `{other}` in its place")).unwrap_or_default();
-                        self.findings.problem(&inner, format!("this key is required{or}"));
+                        self.findings.problem(&inner, "this key is required");
                     }
                     continue;
                 }
@@ -143,11 +142,21 @@ impl Walker<'_> {
                 Some(Value::String(text)) if text.is_empty() && required => {
                     self.findings.problem(&inner, "this key is required and must not be empty");
                 }
-                // An empty variable means the same as an absent one.
+                // An empty default means the same as an absent key.
                 Some(Value::String(text)) if text.is_empty() => {}
                 Some(checked) => drop(out.insert(key.name.to_owned(), checked)),
                 None if required => self.require(&inner),
-                None => self.omit(&inner),
+                None => {
+                    unset.extend(self.missing.clone().map(|variable| (key.name, variable)));
+                    self.omit(&inner);
+                }
+            }
+        }
+        for key in keys.iter().filter(|key| key.required) {
+            if let Some(other) = key.unless.filter(|other| !out.contains_key(key.name) && !out.contains_key(*other)) {
+                let variable = unset.iter().find(|(name, _)| *name == key.name || *name == other).map(|(_, variable)| variable);
+                let cause = variable.map(|variable| format!("{UNSET} `{variable}` is not set, and ")).unwrap_or_default();
+                self.findings.problem(&join(path, key.name), format!("{cause}this key is required, or `{other}` in its place"));
             }
         }
         Some(Value::Object(out))
@@ -326,7 +335,7 @@ fn coerce(text: &str, kind: &Kind, raw: &Value) -> Result<Value, String> {
 ///
 /// # Errors
 /// The name of the first variable that is neither set nor has a default.
-pub fn substitute(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
+pub(super) fn substitute(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
@@ -339,7 +348,8 @@ pub fn substitute(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
             Some((name, default)) => (name, Some(default)),
             None => (inside, None),
         };
-        match lookup(name).filter(|value| !value.is_empty() || default.is_none()) {
+        // An empty variable means the same as an absent one.
+        match lookup(name).filter(|value| !value.is_empty()) {
             Some(value) => out.push_str(&value),
             None => out.push_str(default.ok_or_else(|| name.to_owned())?),
         }
@@ -354,7 +364,7 @@ fn join(path: &str, name: &str) -> String {
 }
 
 /// Says that a key is unknown and which valid one is nearest.
-pub fn unknown_key(name: &str, known: &[&str]) -> String {
+pub(super) fn unknown_key(name: &str, known: &[&str]) -> String {
     match nearest(name, known) {
         Some(best) => format!("unknown key; did you mean `{best}`?"),
         None => format!("unknown key; valid keys are {}", known.join(", ")),
@@ -369,7 +379,7 @@ fn unknown_word(word: &str, known: &[&str]) -> String {
 }
 
 /// The nearest of the known words, if any is near.
-pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let lower = word.to_lowercase();
     known
         .iter()

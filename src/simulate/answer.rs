@@ -9,7 +9,7 @@ use crate::chat::Endpoint;
 use crate::settings::Simulated;
 
 /// A composed reply.
-pub enum Composed {
+pub(super) enum Composed {
     /// One JSON body.
     Whole(Bytes),
     /// Events of a stream, `[DONE]` included.
@@ -25,7 +25,7 @@ enum Says {
 }
 
 /// Composes the reply to a request.
-pub fn compose(endpoint: Endpoint, body: &[u8], settings: &Simulated, number: u64) -> Composed {
+pub(super) fn compose(endpoint: Endpoint, body: &[u8], settings: &Simulated, number: u64) -> Composed {
     if endpoint == Endpoint::Passthrough {
         return Composed::Whole(Bytes::from(json!({ "object": "simulated", "request": number }).to_string()));
     }
@@ -109,7 +109,7 @@ fn reply(request: &Value, says: &Says, legacy: bool, number: u64) -> Composed {
     let frame = Frame { id: &id, model, legacy };
     if request.get("stream") == Some(&json!(true)) {
         let include_usage = request.pointer("/stream_options/include_usage") == Some(&json!(true));
-        return Composed::Events(frame.events(says, choices, finish, include_usage.then_some(usage)));
+        return Composed::Events(frame.events(says, choices, finish, include_usage.then_some(&usage)));
     }
     let choices: Vec<Value> = (0..choices).map(|index| frame.choice(index, says, finish)).collect();
     let object = if legacy { "text_completion" } else { "chat.completion" };
@@ -148,11 +148,11 @@ impl Frame<'_> {
         }
     }
 
-    fn events(&self, says: &Says, choices: u64, finish: &str, usage: Option<Value>) -> Vec<Bytes> {
+    fn events(&self, says: &Says, choices: u64, finish: &str, usage: Option<&Value>) -> Vec<Bytes> {
         let mut events = Vec::new();
         let all = |make: &dyn Fn(u64) -> Value, events: &mut Vec<Bytes>| {
             for index in 0..choices {
-                events.push(self.event(vec![make(index)], None, usage.is_some()));
+                events.push(self.event(&[make(index)], None, usage.is_some()));
             }
         };
         if !self.legacy {
@@ -191,19 +191,19 @@ impl Frame<'_> {
             }
         };
         all(&ending, &mut events);
-        if let Some(usage) = &usage {
-            events.push(self.event(Vec::new(), Some(usage.clone()), true));
+        if let Some(usage) = usage {
+            events.push(self.event(&[], Some(usage), true));
         }
         events.push(Bytes::from_static(b"data: [DONE]\n\n"));
         events
     }
 
-    fn event(&self, choices: Vec<Value>, usage: Option<Value>, usage_key: bool) -> Bytes {
+    fn event(&self, choices: &[Value], usage: Option<&Value>, usage_key: bool) -> Bytes {
         let object = if self.legacy { "text_completion" } else { "chat.completion.chunk" };
         let mut chunk =
             json!({ "id": self.id, "object": object, "created": 1_700_000_000, "model": self.model, "choices": choices });
         if usage_key {
-            chunk["usage"] = usage.unwrap_or(Value::Null);
+            chunk["usage"] = usage.cloned().unwrap_or(Value::Null);
         }
         crate::dialect::sse::event(chunk.to_string().as_bytes())
     }

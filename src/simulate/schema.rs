@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 const MAX_DEPTH: u32 = 12;
 
 /// An instance of the schema.
-pub fn instance(schema: &Value) -> Value {
+pub(super) fn instance(schema: &Value) -> Value {
     build(schema, schema, 0)
 }
 

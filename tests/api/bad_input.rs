@@ -633,7 +633,7 @@ async fn a_stream_of_the_wrong_kind_is_502_and_the_next_member_serves() {
         ("nothing", http("200 OK\r\ncontent-type: text/event-stream", "")),
         (
             "short of its length",
-            format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 9999\r\n\r\n: hi\n\n").into_bytes(),
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 9999\r\n\r\n: hi\n\n".to_vec(),
         ),
     ];
     for (case, bytes) in cases {
@@ -749,7 +749,7 @@ async fn a_line_without_end_after_the_first_content_ends_the_stream_with_one_typ
     .await;
     let gateway = one(&provider, "");
     let client = Listener::open(&gateway, "up", "hi").await;
-    assert_broken_after("one ", "an endless line", client.to_end().await);
+    assert_broken_after("one ", "an endless line", client.finish().await);
     assert!(written.load(Ordering::SeqCst) < TAKEN);
 }
 
@@ -954,7 +954,7 @@ async fn a_passed_through_reply_is_streamed() {
     let mut client = Listener::of(client).await;
     client.until("first").await;
     go_on.notify_one();
-    let (served, whole) = client.to_end().await;
+    let (served, whole) = client.finish().await;
     assert_eq!((served.text().as_str(), whole), ("firstsecond", true));
     assert_eq!(provider.requests()[0].head.line, "GET /v1/files/f-1/content?part=2&x=%20 HTTP/1.1");
 }
@@ -1139,4 +1139,67 @@ async fn a_client_that_speaks_no_http_is_refused_and_others_are_served() {
     }
     assert_eq!(provider.requests().len(), 0);
     assert_eq!(gateway.chat("up", "hi").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_provider_of_the_old_protocol_that_ends_its_reply_by_closing_is_understood() {
+    let whole = format!("HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{}", completion("hello"));
+    let served = one(&writing(whole.into_bytes()).await, "").chat("up", "hi").await;
+    assert_eq!(served.status, 200, "{}", served.text());
+    assert_eq!(served.json()["choices"][0]["message"]["content"], "hello");
+    let events = format!("HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{}data: [DONE]\n\n", word_event("hello"));
+    let served = one(&writing(events.into_bytes()).await, "").stream("up", "hi").await;
+    assert_eq!(said(&served.body), ("hello".to_owned(), true));
+}
+
+/// A provider that sends the head and some bytes of a download, then goes on as told until its connection is closed.
+async fn downloading(flows: bool) -> (Provider, Arc<AtomicUsize>, Arc<Notify>) {
+    let closed = Arc::new(Notify::new());
+    let written = Arc::new(AtomicUsize::new(0));
+    let (tell, counter) = (Arc::clone(&closed), Arc::clone(&written));
+    let provider = Provider::start(move |_, mut wire| {
+        let (tell, counter) = (Arc::clone(&tell), Arc::clone(&counter));
+        async move {
+            wire.raw(b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ntransfer-encoding: chunked\r\n\r\n").await;
+            wire.chunk("first").await;
+            let block = "x".repeat(64 << 10);
+            while flows && wire.chunk(&block).await {
+                counter.fetch_add(block.len(), Ordering::SeqCst);
+                tokio::task::yield_now().await;
+            }
+            wire.await_close().await;
+            tell.notify_one();
+            None
+        }
+    })
+    .await;
+    (provider, written, closed)
+}
+
+#[tokio::test]
+async fn a_passed_through_download_is_bounded_and_ended_like_a_stream() {
+    // Nobody reads.
+    let (provider, written, closed) = downloading(true).await;
+    let gateway = passing(&provider, "clientStall: 1s, maxConcurrent: 1");
+    let client = gateway.open("GET", "/v1/files/f/content", &[], b"").await;
+    timeout(PATIENCE, closed.notified()).await.expect("a stopped reader is ended");
+    assert!(written.load(Ordering::SeqCst) < TAKEN);
+    assert_eq!(gateway.backend("up").await["permits"]["used"], 0);
+    drop(client);
+
+    // The provider falls silent.
+    let (provider, _, closed) = downloading(false).await;
+    let gateway = passing(&provider, "timeouts: { idle: 300ms }");
+    let client = Listener::of(gateway.open("GET", "/v1/files/f/content", &[], b"").await).await;
+    let (reply, whole) = client.finish().await;
+    assert_eq!((reply.text().as_str(), whole), ("first", false));
+    timeout(PATIENCE, closed.notified()).await.expect("a silent provider is left");
+
+    // The client leaves.
+    let (provider, _, closed) = downloading(false).await;
+    let gateway = passing(&provider, "");
+    let mut client = Listener::of(gateway.open("GET", "/v1/files/f/content", &[], b"").await).await;
+    client.until("first").await;
+    drop(client);
+    timeout(Duration::from_secs(1), closed.notified()).await.expect("the download ends within a second");
 }

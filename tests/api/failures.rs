@@ -582,7 +582,7 @@ async fn an_error_within_a_stream_does_not_show_the_key() {
     .await;
     let gateway = one(&provider, "");
     let client = crate::streams::Listener::open(&gateway, "up", "hi").await;
-    let (reply, whole) = client.to_end().await;
+    let (reply, whole) = client.finish().await;
     assert_no_key(&reply, "error event");
     assert_broken_after("one ", "error event", (reply, whole));
 }

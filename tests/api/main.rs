@@ -1,10 +1,14 @@
 //! End-to-end tests: the real application on a real port against scripted providers, with plain sockets as clients.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "tests, in modules of one crate")]
+#![expect(clippy::disallowed_methods, reason = "stand-ins and clients run on a runtime of their own")]
 
+mod bad_input;
 mod chat;
 mod failures;
+mod network;
 mod panics;
 mod permits;
+mod process;
 mod restarts;
 mod streams;
 mod support;

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::restarts::{drain_body, simulated_answer};
-use crate::support::{PATIENCE, Provider, Reply, chat_body, eventually, events, read_body, read_chunk, read_head, word_event};
+use crate::support::{PATIENCE, Provider, Reply, chat_body, events, eventually, read_body, read_chunk, read_head, word_event};
 
 /// Every variable that the user's files name.
 const VARIABLES: &[(&str, &str)] = &[
@@ -338,7 +338,8 @@ impl Running {
             let (printed, tell) = (Arc::clone(&printed), tell.clone());
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    let address = serde_json::from_str::<Value>(&line).ok().and_then(|line| line["address"].as_str()?.parse().ok());
+                    let address =
+                        serde_json::from_str::<Value>(&line).ok().and_then(|line| line["address"].as_str()?.parse().ok());
                     if let Some(address) = address {
                         let _ = tell.send(address);
                     }
@@ -364,8 +365,13 @@ impl Running {
     }
 
     async fn chat(&self, model: &str, text: &str) -> Reply {
-        self.send("POST", "/v1/chat/completions", &[("content-type", "application/json")], &chat_body(model, text, false).to_string())
-            .await
+        self.send(
+            "POST",
+            "/v1/chat/completions",
+            &[("content-type", "application/json")],
+            &chat_body(model, text, false).to_string(),
+        )
+        .await
     }
 
     async fn open_stream(&self, model: &str, text: &str) -> TcpStream {
@@ -494,7 +500,8 @@ async fn the_stand_alone_simulator_answers_and_stops_in_order() {
 
 #[tokio::test]
 async fn secrets_are_printed_nowhere() {
-    const SECRETS: [&str; 5] = ["sk-secret-upstream", "secret-header-value", "secret-client-key", "secret-admin-token", "secret-question"];
+    const SECRETS: [&str; 5] =
+        ["sk-secret-upstream", "secret-header-value", "secret-client-key", "secret-admin-token", "secret-question"];
     let provider = Provider::start(|request, mut wire| async move {
         let text = String::from_utf8_lossy(&request.body).into_owned();
         if text.contains("refuse") {
@@ -561,7 +568,8 @@ async fn secrets_are_printed_nowhere() {
     }
 }
 
-const SLOW: &str = "backends:\n  - { name: up, type: simulated, config: { firstToken: 10ms, tokensPerSecond: 10, tokens: 25 } }\n";
+const SLOW: &str =
+    "backends:\n  - { name: up, type: simulated, config: { firstToken: 10ms, tokensPerSecond: 10, tokens: 25 } }\n";
 
 #[tokio::test]
 async fn on_sigterm_a_stream_finishes_while_nothing_new_is_taken() {
@@ -600,7 +608,10 @@ async fn an_idle_process_ends_as_soon_as_the_grace_is_over() {
     let (status, at) = running.ended().await;
     assert_eq!(status.code(), Some(0));
     let took = at - start;
-    assert!((Duration::from_millis(200)..Duration::from_millis(900)).contains(&took), "an idle connection does not hold it: {took:?}");
+    assert!(
+        (Duration::from_millis(200)..Duration::from_millis(900)).contains(&took),
+        "an idle connection does not hold it: {took:?}"
+    );
 }
 
 #[tokio::test]

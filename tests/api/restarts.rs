@@ -411,7 +411,7 @@ async fn endless() -> (Provider, watch::Receiver<&'static str>) {
             let event = word_event(&"word ".repeat(8_000));
             let chunk = format!("{:x}\r\n{event}\r\n", event.len());
             loop {
-                match timeout(Duration::from_millis(500), wire.raw(chunk.as_bytes())).await {
+                match timeout(Duration::from_secs(1), wire.raw(chunk.as_bytes())).await {
                     Ok(true) => {}
                     Ok(false) => break,
                     // The transfer is spoilt now, but nobody reads on.
@@ -441,6 +441,10 @@ async fn stalled_reader(gateway: &Gateway, told: &mut watch::Receiver<&'static s
     let headers = [("content-type", "application/json"), ("x-request-id", id)];
     let reader = gateway.open("POST", "/v1/chat/completions", &headers, body.as_bytes()).await;
     until(told, "full").await;
+    eventually("the stream has begun", || async {
+        gateway.get("/admin/api/requests").await.json()["in_flight"][0]["phase"] == "streaming"
+    })
+    .await;
     reader
 }
 

@@ -48,7 +48,7 @@ impl Listener {
     }
 
     /// Reads to the end; says whether the HTTP body ended in order.
-    pub async fn to_end(mut self) -> (Reply, bool) {
+    pub async fn finish(mut self) -> (Reply, bool) {
         let whole = loop {
             match timeout(PATIENCE, read_chunk(&mut self.stream)).await.expect("the next chunk comes in time") {
                 Some(chunk) if chunk.is_empty() => break true,
@@ -151,7 +151,7 @@ async fn fail_before_content(how: &str, mut wire: Wire) {
         "wrong choices" => drop(wire.chunk("data: {\"choices\":\"none\"}\n\n").await),
         "reset" => {
             wire.chunk(ROLE_EVENT).await;
-            return reset(wire);
+            reset(wire);
         }
         other => panic!("no such failure: {other}"),
     }
@@ -291,7 +291,7 @@ async fn break_after_content(how: &'static str) {
     let mut client = Listener::open(&gateway, "pool", "hi").await;
     client.until("one ").await;
     read.notify_one();
-    assert_broken_after("one ", how, client.to_end().await);
+    assert_broken_after("one ", how, client.finish().await);
     assert_eq!(second.requests().len(), 0, "{how}");
     eventually("the end is counted", || async { gateway.member("pool", "first").await["truncated"] == 1 }).await;
 }
@@ -345,7 +345,7 @@ async fn a_silent_stream_is_kept_alive_by_comments_and_still_falls_back() {
     assert_eq!(client.head.header("x-stagedoor-backend"), None);
     client.until(": keep-alive\n\n: keep-alive\n\n").await;
     fail.notify_one();
-    let (reply, whole) = client.to_end().await;
+    let (reply, whole) = client.finish().await;
     assert!(whole);
     assert_eq!(said(&reply.body), ("from the second".to_owned(), true));
 }
@@ -367,7 +367,7 @@ async fn a_failure_behind_comments_is_one_typed_error_event() {
     let mut client = Listener::open(&gateway, "up", "hi").await;
     client.until(": keep-alive").await;
     fail.notify_one();
-    let (reply, whole) = client.to_end().await;
+    let (reply, whole) = client.finish().await;
     let error: Value = serde_json::from_str(sse(&reply.body).last().unwrap()).unwrap();
     assert_eq!(error["error"]["code"], "context_length_exceeded");
     assert_eq!(error["error"]["type"], "invalid_request_error");
@@ -394,7 +394,7 @@ async fn comments_fill_a_silence_after_the_first_content() {
     assert_eq!(client.head.header("x-stagedoor-backend"), Some("up"));
     client.until(": keep-alive\n\n: keep-alive\n\n").await;
     go_on.notify_one();
-    let (reply, whole) = client.to_end().await;
+    let (reply, whole) = client.finish().await;
     assert!(whole);
     assert_eq!(said(&reply.body), ("one two".to_owned(), true));
 }
@@ -644,7 +644,7 @@ async fn the_usage_of_a_cancelled_and_of_a_truncated_stream_is_counted() {
             drop(client);
             "cancelled"
         } else {
-            client.to_end().await;
+            client.finish().await;
             "truncated"
         };
         eventually(outcome, || async { gateway.member("up", "up").await[outcome] == 1 }).await;
@@ -661,7 +661,7 @@ async fn a_stream_that_falls_silent_is_ended_after_the_idle_limit() {
     let gateway = one(&provider, "timeouts: { idle: 300ms }");
     let client = Listener::open(&gateway, "up", "hi").await;
     let began = reported(&mut reports).await;
-    assert_broken_after("one ", "silence", client.to_end().await);
+    assert_broken_after("one ", "silence", client.finish().await);
     let closed = reported(&mut reports).await - began;
     assert!(closed >= Duration::from_millis(250) && closed < Duration::from_secs(5), "{closed:?}");
     assert_eq!(gateway.member("up", "up").await["failures"]["timeout_idle"], 1);
@@ -673,7 +673,7 @@ async fn a_stream_that_flows_for_too_long_is_ended_at_the_total_limit() {
     let gateway = one(&provider, "timeouts: { total: 500ms }");
     let client = Listener::open(&gateway, "up", "hi").await;
     let began = reported(&mut reports).await;
-    let (reply, whole) = client.to_end().await;
+    let (reply, whole) = client.finish().await;
     let text = said(&reply.body).0;
     assert!(text.starts_with("one more "), "{text}");
     assert_broken_after(&text, "too long", (reply, whole));
@@ -778,7 +778,7 @@ async fn a_reader_that_never_reads_is_ended_and_its_permit_returns() {
     assert!(settled(&written).await < ON_THE_WAY);
     assert_eq!(gateway.member("up", "up").await["cancelled"], 1);
     // If it reads after all, it learns what happened.
-    let (reply, whole) = Listener::of(client).await.to_end().await;
+    let (reply, whole) = Listener::of(client).await.finish().await;
     let text = said(&reply.body).0;
     assert_broken_after(&text, "a reader that woke up", (reply, whole));
 }
@@ -824,4 +824,93 @@ async fn streams_that_run_at_once_never_mix() {
         });
         futures_util::future::join_all(streams).await;
     }
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_last_event_although_the_provider_keeps_the_connection() {
+    let provider = Provider::start(|_, mut wire| async move {
+        wire.begin_stream().await;
+        wire.chunk(&format!("{}{}{DONE}", word_event("one"), finish_event())).await;
+        wire.await_close().await;
+        None
+    })
+    .await;
+    let gateway = one(&provider, "maxConcurrent: 1");
+    for _ in 0..3 {
+        let start = Instant::now();
+        let reply = gateway.stream("up", "hi").await;
+        assert_eq!(said(&reply.body), ("one".to_owned(), true));
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+    assert_eq!(gateway.member("up", "up").await["served"], 3);
+}
+
+#[tokio::test]
+async fn comments_do_not_put_off_the_idle_limit() {
+    let (provider, _reports) = watched("mid-stream silent").await;
+    let gateway = one(&provider, "timeouts: { idle: 700ms }, keepAlive: 100ms");
+    let client = Listener::open(&gateway, "up", "hi").await;
+    let (reply, whole) = client.finish().await;
+    assert!(reply.text().contains(": keep-alive\n\n"), "{}", reply.text());
+    assert_broken_after("one ", "silence", (reply, whole));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_it_waits_for_a_permit_or_a_retry_is_not_served_any_more() {
+    let (provider, mut reports) = watched("before the head").await;
+    let gateway = one(&provider, "maxConcurrent: 1");
+    let first = gateway.open_stream("up", "first").await;
+    reported(&mut reports).await;
+    let second = gateway.open_stream("up", "second").await;
+    eventually("the second waits", || async { gateway.backend("up").await["queued"] == 1 }).await;
+    drop(second);
+    eventually("it is forgotten", || async { gateway.backend("up").await["queued"] == 0 }).await;
+    drop(first);
+    reported(&mut reports).await;
+    assert_eq!(provider.requests().len(), 1);
+
+    let busy = Provider::start(|_, mut wire| async move {
+        wire.reply(503, "application/json", &[("retry-after-ms", "1500")], b"{}").await;
+        Some(wire)
+    })
+    .await;
+    let gateway = one(&busy, "maxConcurrent: 1");
+    let client = gateway.open_stream("up", "hi").await;
+    eventually("it was tried", || async { busy.requests().len() == 1 }).await;
+    drop(client);
+    let left = Instant::now();
+    eventually("its permit returns", || async { gateway.backend("up").await["permits"]["used"] == 0 }).await;
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
+    eventually("nothing is open", || async { gateway.state().await["open_requests"] == 0 }).await;
+    assert_eq!(busy.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_streamed_text_completion_passes_and_falls_back_like_a_chat() {
+    let first = Provider::start(|_, wire| async move {
+        fail_before_content("error event", wire).await;
+        None
+    })
+    .await;
+    let second = Provider::start(|request, mut wire| async move {
+        assert_eq!(request.head.line, "POST /v1/completions HTTP/1.1");
+        wire.begin_stream().await;
+        let event = |text: &str, reason: Value| {
+            let choice = serde_json::json!({ "index": 0, "text": text, "finish_reason": reason });
+            let chunk =
+                serde_json::json!({ "id": "c", "object": "text_completion", "created": 1, "model": "m", "choices": [choice] });
+            format!("data: {chunk}\n\n")
+        };
+        wire.chunk(&format!("{}{}{DONE}", event("one", Value::Null), event("", "stop".into()))).await;
+        wire.end_chunks().await;
+        Some(wire)
+    })
+    .await;
+    let gateway = pair(&first, &second, "maxRetries: 0");
+    let body = serde_json::json!({ "model": "pool", "prompt": "hi", "stream": true });
+    let reply = gateway.post("/v1/completions", &body).await;
+    assert_eq!(reply.header("x-stagedoor-backend"), Some("second"), "{}", reply.text());
+    let first: Value = serde_json::from_str(&reply.events()[0]).unwrap();
+    assert_eq!(first["choices"][0]["text"], "one");
+    assert_eq!(reply.events().last().unwrap(), "[DONE]");
 }

@@ -57,10 +57,6 @@ impl Gateway {
         Self { address, stopper, stop: Some(stop), thread: Some(thread) }
     }
 
-    pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
-    }
-
     /// Sends a JSON body and awaits the whole reply.
     pub async fn post(&self, path: &str, body: &Value) -> Reply {
         self.send("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes()).await

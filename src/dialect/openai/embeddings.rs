@@ -12,7 +12,7 @@ use crate::chat::{Failure, FailureClass};
 use crate::dialect::Ask;
 
 /// Re-encodes the vectors of a reply if they are not in the asked encoding.
-pub fn reencode(ask: &Ask<'_>, body: Bytes) -> Result<Bytes, Failure> {
+pub(super) fn reencode(ask: &Ask<'_>, body: Bytes) -> Result<Bytes, Failure> {
     let wants_base64 = ask.scan.value(ask.body, "encoding_format") == Some(b"\"base64\"");
     let mut reply: Map<String, Value>;
     {
@@ -28,6 +28,10 @@ pub fn reencode(ask: &Ask<'_>, body: Bytes) -> Result<Bytes, Failure> {
         }
         let peek: Peek<'_> =
             serde_json::from_slice(&body).map_err(|error| malformed(&format!("embeddings cannot be read: {error}")))?;
+        let is_vector = |entry: &Entry<'_>| entry.embedding.get().starts_with(['"', '[']);
+        if !peek.data.iter().all(is_vector) {
+            return Err(malformed("an embedding is neither a list of numbers nor base64 of floats"));
+        }
         if peek.data.iter().all(|entry| entry.embedding.get().starts_with('"') == wants_base64) {
             return Ok(body);
         }

@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 /// Message fields that carry replayed reasoning.
-pub const REASONING: &[&str] = &["reasoning", "reasoning_content"];
+pub(super) const REASONING: &[&str] = &["reasoning", "reasoning_content"];
 /// Message fields that hosts of the plain kind refuse.
-pub const FOREIGN: &[&str] = &["name", "reasoning", "reasoning_content", "refusal", "annotations", "audio"];
+pub(super) const FOREIGN: &[&str] = &["name", "reasoning", "reasoning_content", "refusal", "annotations", "audio"];
 
 /// Leaves the given fields out of every message and keeps everything else as it is.
-pub fn without(messages: &[u8], fields: &[&str]) -> Result<Vec<u8>, serde_json::Error> {
+pub(super) fn without(messages: &[u8], fields: &[&str]) -> Result<Vec<u8>, serde_json::Error> {
     let mut list: Vec<indexed::Message<'_>> = serde_json::from_slice(messages)?;
     for message in &mut list {
         message.0.retain(|(name, _)| !fields.contains(&&**name));
@@ -77,7 +77,7 @@ struct StrictCall<'a> {
 
 /// Mistral's schema: nothing but the known fields, nine-character tool-call ids, `system` for `developer`, an assistant
 /// between tool and user, `prefix` on a trailing assistant.
-pub fn strict(messages: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
+pub(super) fn strict(messages: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
     let list: Vec<Message<'_>> = serde_json::from_slice(messages)?;
     let mut ids = Ids::of(&list);
     let mut out: Vec<StrictMessage<'_>> = Vec::with_capacity(list.len() + 1);
@@ -147,7 +147,7 @@ fn strict_content(content: &RawValue) -> Result<Cow<'_, RawValue>, serde_json::E
             }
             Some("file") => {
                 if let Some(Value::Object(file)) = part.remove("file") {
-                    *part = strict_file(file);
+                    *part = strict_file(&file);
                 }
             }
             Some("refusal") => {
@@ -160,7 +160,7 @@ fn strict_content(content: &RawValue) -> Result<Cow<'_, RawValue>, serde_json::E
     RawValue::from_string(serde_json::to_string(&parts)?).map(Cow::Owned)
 }
 
-fn strict_file(file: Map<String, Value>) -> Map<String, Value> {
+fn strict_file(file: &Map<String, Value>) -> Map<String, Value> {
     let mut part = Map::new();
     match (file.get("file_id"), file.get("file_data")) {
         (Some(id), _) => {

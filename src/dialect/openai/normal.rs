@@ -19,7 +19,7 @@ struct Choice {
 
 /// Repairs the replies to one request.
 #[derive(Debug)]
-pub struct Normaliser {
+pub(super) struct Normaliser {
     endpoint: Endpoint,
     id: String,
     fallback_id: String,
@@ -32,7 +32,7 @@ pub struct Normaliser {
 
 impl Normaliser {
     /// Starts for one request.
-    pub fn new(ask: &Ask<'_>) -> Self {
+    pub(super) fn new(ask: &Ask<'_>) -> Self {
         Self {
             endpoint: ask.endpoint,
             id: String::new(),
@@ -45,7 +45,7 @@ impl Normaliser {
     }
 
     /// Repairs a whole reply.
-    pub fn whole(&mut self, mut reply: Value) -> Value {
+    pub(super) fn whole(&mut self, mut reply: Value) -> Value {
         let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion" };
         self.identify(&mut reply, object);
         let choices = reply.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten();
@@ -90,7 +90,7 @@ impl Normaliser {
     }
 
     /// Repairs a chunk; `None` when nothing is left of it that a client needs.
-    pub fn chunk(&mut self, mut chunk: Value) -> Option<Value> {
+    pub(super) fn chunk(&mut self, mut chunk: Value) -> Option<Value> {
         let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" };
         self.identify(&mut chunk, object);
         let mut choices = match chunk.get_mut("choices").map(Value::take) {
@@ -110,13 +110,13 @@ impl Normaliser {
     }
 
     /// A chunk that carries the usage alone.
-    pub fn usage_chunk(&self, usage: &Value) -> Value {
+    pub(super) fn usage_chunk(&self, usage: &Value) -> Value {
         let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" };
         json!({ "id": self.identity(), "object": object, "created": self.created, "model": self.model, "choices": [], "usage": usage })
     }
 
     /// Chunks that finish the choices which a host left open at `[DONE]`.
-    pub fn missing_finishes(&mut self) -> Vec<Value> {
+    pub(super) fn missing_finishes(&mut self) -> Vec<Value> {
         let (id, created, model) = (self.identity(), self.created, self.model.clone());
         let open = self.choices.iter_mut().filter(|(_, choice)| !choice.finished);
         open.map(|(index, choice)| {
@@ -134,7 +134,7 @@ impl Normaliser {
     }
 
     /// Whether every choice seen so far has finished, and there was one.
-    pub fn is_finished(&self) -> bool {
+    pub(super) fn is_finished(&self) -> bool {
         !self.choices.is_empty() && self.choices.values().all(|choice| choice.finished)
     }
 
@@ -296,17 +296,17 @@ fn announce_once(delta: &mut Map<String, Value>, known: &mut BTreeMap<u64, Strin
         let index = call.get("index").and_then(Value::as_u64).unwrap_or_else(|| place(known, id.as_deref()));
         call.insert("index".into(), json!(index));
         text_arguments(call);
-        if known.contains_key(&index) {
+        if let std::collections::btree_map::Entry::Vacant(e) = known.entry(index) {
+            let id = id.unwrap_or_else(|| call_id(seed, index));
+            call.insert("id".into(), json!(id));
+            call.entry("type").or_insert(json!("function"));
+            e.insert(id);
+        } else {
             call.shift_remove("id");
             call.shift_remove("type");
             if let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) {
                 function.shift_remove("name");
             }
-        } else {
-            let id = id.unwrap_or_else(|| call_id(seed, index));
-            call.insert("id".into(), json!(id));
-            call.entry("type").or_insert(json!("function"));
-            known.insert(index, id);
         }
     }
     if calls.is_empty() {
@@ -319,7 +319,7 @@ fn place(known: &BTreeMap<u64, String>, id: Option<&str>) -> u64 {
     let last = known.keys().next_back().copied();
     match id {
         Some(id) => {
-            known.iter().find(|(_, other)| *other == id).map(|(index, _)| *index).unwrap_or(last.map_or(0, |last| last + 1))
+            known.iter().find(|(_, other)| *other == id).map_or_else(|| last.map_or(0, |last| last + 1), |(index, _)| *index)
         }
         None => last.unwrap_or(0),
     }

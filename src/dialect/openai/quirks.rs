@@ -206,7 +206,7 @@ fn host(base: &str) -> Option<String> {
 }
 
 /// Whether a model refuses `max_tokens`: the o-series and everything from gpt-5 on.
-pub fn wants_completion_tokens(model: &str) -> bool {
+pub(super) fn wants_completion_tokens(model: &str) -> bool {
     let model = model.rsplit('/').next().unwrap_or(model);
     let numbered =
         |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.bytes().next()).is_some_and(|b| b.is_ascii_digit());

@@ -21,6 +21,9 @@ enum Edit {
 }
 
 /// The request in the provider's form.
+///
+/// # Errors
+/// `Caller` when the type cannot say what the request says.
 pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
     let mut dropped: SmallVec<[Box<str>; 4]> = SmallVec::new();
     let mut edits: SmallVec<[Edit; 12]> = SmallVec::with_capacity(ask.scan.fields.len());

@@ -23,6 +23,9 @@ struct Peek<'a> {
 }
 
 /// Checks and, where needed, repairs a whole reply.
+///
+/// # Errors
+/// `Malformed`, or the failure that an error object means.
 pub fn decode(quirks: &Quirks, ask: &Ask<'_>, body: Bytes) -> Result<Whole, Failure> {
     let peek: Peek<'_> = serde_json::from_slice(&body).map_err(|error| malformed(&body, &error))?;
     let complete = match ask.endpoint {
