@@ -7,6 +7,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::attempt::{
     work,
 };
 use crate::balance::Permit;
+use crate::chat::Usage;
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
 use crate::simulate::Simulator;
@@ -373,8 +375,12 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
             let _ = reply.send(Ok(answer));
             return;
         }
-        // The guard settles it as cancelled.
-        Landing::CallerLeft => return,
+        Landing::CallerLeft => {
+            // What was sent may have cost tokens already.
+            let sent = call.touched.load(Ordering::Relaxed);
+            watched.settle(End::Cancelled, sent.then(|| Usage::estimate(call.body.len(), 0)));
+            return;
+        }
         Landing::CutBy(cut) => {
             watched.settle(End::Cut, None);
             let _ = reply.send(Err(GatewayError::Cut(cut.words())));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stagedoor::settings;
-use stagedoor::startup::{Application, Stopper};
+use stagedoor::startup::Application;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -19,7 +19,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// A gateway in this process, on a thread and a port of its own; stopped when dropped.
 pub struct Gateway {
     pub address: SocketAddr,
-    pub stopper: Stopper,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -46,15 +45,15 @@ impl Gateway {
             actix::System::new().block_on(async move {
                 let application = Application::start(settings).expect("the gateway starts");
                 let stopper = application.stopper();
-                started.send((application.address(), stopper.clone())).expect("the test waits");
+                started.send(application.address()).expect("the test waits");
                 tokio::select! {
                     ended = application.serve() => ended.expect("the server ends in order"),
                     _ = stopped => stopper.stop().await,
                 }
             });
         });
-        let (address, stopper) = starting.recv_timeout(PATIENCE).expect("the gateway starts in time");
-        Self { address, stopper, stop: Some(stop), thread: Some(thread) }
+        let address = starting.recv_timeout(PATIENCE).expect("the gateway starts in time");
+        Self { address, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Sends a JSON body and awaits the whole reply.
@@ -82,6 +81,7 @@ impl Gateway {
     /// Sends a request and returns the connection, nothing of the reply read yet.
     pub async fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.expect("the gateway accepts");
+        stream.set_nodelay(true).expect("a socket option");
         let mut request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
             request.push_str(&format!("{name}: {value}\r\n"));
@@ -302,6 +302,7 @@ impl Provider {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::SeqCst);
+                stream.set_nodelay(true).expect("a socket option");
                 let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
                 tokio::spawn(async move {
                     let mut wire = Wire(stream);

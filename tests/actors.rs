@@ -1,0 +1,196 @@
+//! The actors of one worker on a paused clock, without sockets: an hour passes in microseconds.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use actix::Actor as _;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use stagedoor::actors::director::Director;
+use stagedoor::actors::slots::{Shared, SlotState, Slots};
+use stagedoor::actors::{Dispatch, RestartBackend};
+use stagedoor::attempt::{AnswerBody, BodyHold, Call, Reply};
+use stagedoor::chat::{Endpoint, Shape, scan};
+use stagedoor::error::GatewayError;
+use stagedoor::settings;
+use stagedoor::shard::Shard;
+use tokio::time::{Instant, sleep};
+
+struct Worker {
+    slots: Rc<Slots>,
+    director: actix::Addr<Director>,
+}
+
+/// One worker with this configuration; the clock stands still from here on.
+fn worker(yaml: &str) -> Worker {
+    // There may be one of another test.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::time::pause();
+    let settings = settings::from_text("test", yaml, &BTreeMap::new()).unwrap();
+    let shared = Shared::new(Arc::new(settings)).unwrap();
+    let director = Director::new(Arc::clone(&shared)).start();
+    Worker { slots: Shard::start_worker(&shared, 0, &director), director }
+}
+
+impl Worker {
+    fn call(&self, stream: bool, deadline: Duration) -> Arc<Call> {
+        let body = Bytes::from(format!(r#"{{"model":"m","stream":{stream},"messages":[{{"role":"user","content":"a b c"}}]}}"#));
+        let now = Instant::now();
+        Arc::new(Call {
+            id: "req".into(),
+            endpoint: Endpoint::Chat,
+            scan: scan(&body, Shape::Chat).unwrap(),
+            body,
+            hold: BodyHold::new(&self.slots.shared.body_bytes),
+            model_at: None,
+            deadline: now + deadline,
+            started: now,
+            span: tracing::Span::none(),
+            passthrough: None,
+            touched: AtomicBool::new(false),
+        })
+    }
+
+    async fn ask(&self, stream: bool, deadline: Duration) -> Reply {
+        self.slots.pool(0).unwrap().send(Dispatch(self.call(stream, deadline))).await.unwrap()
+    }
+
+    fn used(&self, backend: usize) -> u32 {
+        self.slots.shared.backends[backend].permits.used()
+    }
+}
+
+fn class(reply: &Reply) -> &'static str {
+    reply.as_ref().map_or_else(GatewayError::class, |_| "served")
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[actix_rt::test]
+async fn a_caller_that_leaves_before_the_answer_is_settled_as_cancelled_with_an_estimate() {
+    let worker = worker("backends: [{ name: s, type: simulated, config: { firstToken: 2h, timeout: 3h } }]");
+    let asked = worker.ask(false, 10 * HOUR);
+    assert!(tokio::time::timeout(HOUR, asked).await.is_err());
+    sleep(Duration::from_millis(1)).await;
+    let stats = worker.slots.pools[0].stats.borrow();
+    assert_eq!((stats.members[0].attempts, stats.members[0].cancelled), (1, 1));
+    assert!(stats.members[0].prompt_tokens > 0);
+    assert_eq!(worker.used(0), 0);
+}
+
+#[actix_rt::test]
+async fn a_whole_reply_is_awaited_for_its_timeout_and_no_longer() {
+    let worker = worker("backends: [{ name: slow, type: simulated, config: { firstToken: 50m, timeout: 45m, maxRetries: 0 } }]");
+    let start = Instant::now();
+    let reply = worker.ask(false, 2 * HOUR).await;
+    assert_eq!(class(&reply), "timeout_total");
+    let waited = start.elapsed();
+    assert!(waited >= Duration::from_secs(45 * 60) && waited < Duration::from_secs(46 * 60), "{waited:?}");
+    assert_eq!(worker.used(0), 0);
+}
+
+#[actix_rt::test]
+async fn a_request_is_answered_by_its_deadline_although_every_member_may_take_longer() {
+    let slow = "type: simulated, config: { timeout: 10h, faults: [{ kind: slow-head, after: 9h, probability: 1 }] }";
+    let worker = worker(&format!(
+        "backends: [{{ name: p, type: pool, backends: [{{ name: a }}, {{ name: b }}] }}, {{ name: a, {slow} }}, {{ name: b, {slow} }}]"
+    ));
+    let start = Instant::now();
+    let reply = worker.ask(false, HOUR).await;
+    assert_eq!(class(&reply), "deadline");
+    assert_eq!(start.elapsed().as_secs(), 3_600);
+}
+
+#[actix_rt::test]
+async fn a_stream_that_falls_silent_is_ended_after_the_idle_limit() {
+    let worker = worker(
+        "backends: [{ name: s, type: simulated, config: { timeouts: { idle: 30m, total: 5h }, keepAlive: off, \
+         faults: [{ kind: stall, event: 4, probability: 1 }] } }]",
+    );
+    let answer = worker.ask(true, 5 * HOUR).await.unwrap();
+    let AnswerBody::Live(live) = answer.body else { panic!("a stream is live") };
+    let start = Instant::now();
+    let said: Vec<String> = live.take().map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap()).collect().await;
+    assert!(said.last().unwrap().contains("silence"), "{said:?}");
+    assert!(!said.concat().contains("[DONE]"));
+    let waited = start.elapsed().as_secs();
+    assert!((1_800..1_802).contains(&waited), "{waited}");
+    assert_eq!(worker.used(0), 0);
+}
+
+#[actix_rt::test]
+async fn a_body_that_nobody_pulls_is_ended_and_its_permit_returned() {
+    let worker = worker(
+        "backends: [{ name: s, type: simulated, config: { tokens: 100000, clientStall: 20m, maxConcurrent: 1, timeouts: { total: 5h } } }]",
+    );
+    let answer = worker.ask(true, 5 * HOUR).await.unwrap();
+    assert_eq!(worker.used(0), 1);
+    sleep(Duration::from_secs(19 * 60)).await;
+    assert_eq!(worker.used(0), 1);
+    sleep(Duration::from_secs(2 * 60)).await;
+    assert_eq!(worker.used(0), 0);
+    drop(answer);
+    assert_eq!(worker.slots.pools[0].stats.borrow().members[0].attempts, 1);
+}
+
+#[actix_rt::test]
+async fn a_job_waits_for_a_permit_until_its_deadline() {
+    let worker =
+        Rc::new(worker("backends: [{ name: s, type: simulated, config: { firstToken: 2h, timeout: 3h, maxConcurrent: 1 } }]"));
+    let first = Rc::clone(&worker);
+    let first = actix_rt::spawn(async move { first.ask(false, 10 * HOUR).await });
+    tokio::task::yield_now().await;
+    let start = Instant::now();
+    let second = worker.ask(false, HOUR).await;
+    assert_eq!(class(&second), "deadline");
+    assert_eq!(start.elapsed().as_secs(), 3_600);
+    assert_eq!(class(&first.await.unwrap()), "served");
+}
+
+#[actix_rt::test]
+async fn a_provider_that_crashes_too_often_is_failed_for_a_minute_and_then_tried_again() {
+    let worker = worker(
+        "backends: [{ name: s, type: simulated, config: { restarts: 2, faults: [{ kind: panic-task, requests: [1, 2, 3] }] } }]",
+    );
+    for expected in ["crashed", "crashed", "crashed", "no_backend"] {
+        assert_eq!(class(&worker.ask(false, HOUR).await), expected);
+    }
+    assert!(matches!(*worker.slots.providers[0].state.borrow(), SlotState::Down { failed: true, .. }));
+    sleep(Duration::from_secs(61)).await;
+    assert_eq!(class(&worker.ask(false, HOUR).await), "served");
+    assert_eq!(worker.slots.providers[0].crashed.get(), 3);
+}
+
+#[actix_rt::test]
+async fn parked_jobs_wait_no_longer_than_the_pool_says() {
+    let worker = worker(
+        "backends: [{ name: p, type: pool, backends: [{ name: s }], parking: { maxWait: 3s } }, \
+         { name: s, type: simulated, config: { faults: [{ kind: panic-handler, probability: 1 }], restarts: 10000 } }]",
+    );
+    let start = Instant::now();
+    let reply = worker.ask(false, HOUR).await;
+    assert_eq!(class(&reply), "no_backend");
+    let waited = start.elapsed();
+    assert!(waited >= Duration::from_secs(3) && waited < Duration::from_secs(6), "{waited:?}");
+}
+
+#[actix_rt::test]
+async fn a_replaced_generation_finishes_what_it_carries_within_its_drain_deadline() {
+    let worker =
+        worker("backends: [{ name: s, type: simulated, config: { tokens: 3600, tokensPerSecond: 1, timeouts: { total: 5h } } }]");
+    let answer = worker.ask(true, 5 * HOUR).await.unwrap();
+    let AnswerBody::Live(live) = answer.body else { panic!("a stream is live") };
+    let pulling =
+        actix_rt::spawn(live.take().map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap()).collect::<Vec<_>>());
+    let act = |deadline| RestartBackend { backend: 0, deadline: Some(deadline), wait: true };
+    let report = worker.director.send(act(Duration::from_secs(600))).await.unwrap().unwrap();
+    let drained = report.drained.unwrap();
+    assert_eq!((report.generation, report.in_flight_at_start, drained.completed, drained.cut), (2, 1, 0, 1));
+    assert!((600.0..601.0).contains(&drained.duration_seconds), "{}", drained.duration_seconds);
+    let said = pulling.await.unwrap();
+    assert!(said.len() > 590 && said.last().unwrap().contains("drain deadline"));
+}
