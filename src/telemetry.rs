@@ -17,9 +17,15 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::settings::Telemetry;
 
+/// Lines that may wait to be written; memory for them is set aside at once.
+const LINES: usize = 8_192;
+
 /// Installs the subscriber; lines are written by a thread of their own until the guard is dropped.
 pub fn init(settings: &Telemetry) -> WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
+    let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES)
+        .finish(std::io::stdout());
     // The plan has checked the directives.
     let filter = settings.logs.level.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
@@ -66,7 +72,9 @@ impl FragmentVisitor<'_> {
 
 impl Visit for FragmentVisitor<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field, |writer| if value.is_finite() { write!(writer, "{value}") } else { writer.write_str("null") });
+        self.put(field, |writer| {
+            if value.is_finite() { writer.write_str(ryu::Buffer::new().format_finite(value)) } else { writer.write_str("null") }
+        });
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {

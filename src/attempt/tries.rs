@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_http::{Method, StatusCode};
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use send_wrapper::SendWrapper;
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
@@ -242,9 +243,9 @@ async fn whole_reply(
     limit: u64,
 ) -> Result<Box<Answer>, Failure> {
     let declared = content_length(incoming.headers());
-    let body = match timeout_at(ends, collect(&mut incoming, limit)).await {
-        Ok(body) => body?,
-        Err(_) => {
+    let body = match within(ends, collect(&mut incoming, limit)).await {
+        Some(body) => body?,
+        None => {
             return Err(Failure::new(FailureClass::Timeout(Phase::Total), "the provider's reply was not whole in time"));
         }
     };
@@ -331,6 +332,15 @@ fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Option<FlightGu
     let mut answer = head.answer(headers, body, None);
     answer.status = status;
     answer
+}
+
+/// Awaits a future until then; what is ready at once needs no timer.
+async fn within<F: Future>(ends: Instant, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().now_or_never() {
+        Some(ready) => Some(ready),
+        None => timeout_at(ends, future).await.ok(),
+    }
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -6,7 +6,7 @@ use actix_web::HttpRequest;
 use actix_web::http::header;
 use actix_web::web;
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 
 use crate::actors::slots::Shared;
 use crate::attempt::BodyHold;
@@ -23,7 +23,12 @@ pub(super) async fn read(
     shared: &Shared,
 ) -> Result<(Bytes, BodyHold), GatewayError> {
     let server = &shared.settings.server;
-    match tokio::time::timeout(server.body_timeout, collect(request, payload, shared)).await {
+    let mut reading = std::pin::pin!(collect(request, payload, shared));
+    // Most bodies come with their head: those need no timer.
+    if let Some(result) = reading.as_mut().now_or_never() {
+        return result;
+    }
+    match tokio::time::timeout(server.body_timeout, reading).await {
         Ok(result) => result,
         Err(_) => Err(GatewayError::BodyTimeout(Duration::from_secs(server.body_timeout.as_secs()))),
     }

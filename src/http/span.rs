@@ -57,8 +57,20 @@ fn request_id(given: Option<&HeaderValue>) -> Arc<str> {
     };
     match given.and_then(|value| value.to_str().ok()).filter(sane) {
         Some(id) => id.into(),
-        None => format!("req_{:032x}", fastrand::u128(..)).into(),
+        None => fresh_id(),
     }
+}
+
+/// `req_` and 32 random hexadecimal digits.
+fn fresh_id() -> Arc<str> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut id = String::with_capacity(36);
+    id.push_str("req_");
+    for byte in fastrand::u128(..).to_le_bytes() {
+        id.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        id.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    id.into()
 }
 
 /// The id of a request.

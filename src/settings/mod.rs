@@ -11,7 +11,7 @@ pub mod schema;
 mod units;
 mod walk;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -152,7 +152,7 @@ pub struct Backend {
     /// Extra request headers.
     pub headers: Vec<(String, Secret)>,
     /// Alias to native id; a listed id stands for itself.
-    pub aliases: HashMap<String, String>,
+    pub aliases: BTreeMap<String, String>,
     /// What is asked for when nothing else applies.
     pub default_model: Option<String>,
     /// Request fields an operator says the host refuses.

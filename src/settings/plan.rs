@@ -118,9 +118,9 @@ fn backend(
         BackendType::Azure => config.default_model.or(config.deployment_name),
         _ => config.default_model,
     };
-    let mut aliases: HashMap<String, String> = match config.models {
+    let mut aliases: BTreeMap<String, String> = match config.models {
         document::Names::List(names) => names.into_iter().map(|name| (name.clone(), name)).collect(),
-        document::Names::Map(map) => map.into_iter().collect(),
+        document::Names::Map(map) => map,
     };
     aliases.extend(config.deployments);
     if kind == BackendType::Azure && aliases.is_empty() && default_model.is_none() {
