@@ -238,9 +238,16 @@ impl<'a> Lexer<'a> {
     }
 
     /// Length of the escape that begins here.
+    #[inline]
     fn escape(&self, at: usize) -> Result<usize, JsonError> {
         match self.bytes.get(at + 1) {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(2),
+            Some(next) if SHORT_ESCAPES[usize::from(*next)] => Ok(2),
+            _ => self.long_escape(at),
+        }
+    }
+
+    fn long_escape(&self, at: usize) -> Result<usize, JsonError> {
+        match self.bytes.get(at + 1) {
             Some(b'u') => match self.bytes.get(at + 2..at + 6) {
                 Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => Ok(6),
                 _ => Err(JsonError { at, what: "four hexadecimal digits are expected" }),
@@ -251,6 +258,17 @@ impl<'a> Lexer<'a> {
 }
 
 const BLOCK: usize = 64;
+/// Letters behind a backslash that stand for one character.
+const SHORT_ESCAPES: [bool; 256] = {
+    let mut table = [false; 256];
+    let letters = b"\"\\/bfnrt";
+    let mut place = 0;
+    while place < letters.len() {
+        table[letters[place] as usize] = true;
+        place += 1;
+    }
+    table
+};
 const CONTROL: &str = "a control character in a string must be escaped";
 
 /// Marks quotes, backslashes and control characters, the first byte in the lowest bit.

@@ -160,7 +160,7 @@ pub enum ScanError {
     /// Not JSON.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// Not UTF-8.
+    /// A key or the model is not UTF-8.
     #[error("the body is not UTF-8")]
     Encoding,
     /// Larger than places can tell.
@@ -187,14 +187,12 @@ pub enum Shape {
     Free,
 }
 
-/// Scans a body.
+/// Scans a body. Its structure, escapes and control characters are checked; whether texts that only the provider reads
+/// are UTF-8 is left to the provider, since a second pass over a large body would cost as much as the scan.
 ///
 /// # Errors
 /// [`ScanError`] for anything that is not a JSON object of the expected shape.
 pub fn scan(body: &[u8], shape: Shape) -> Result<Scan, ScanError> {
-    if simdutf8::basic::from_utf8(body).is_err() {
-        return Err(ScanError::Encoding);
-    }
     if u32::try_from(body.len()).is_err() {
         return Err(ScanError::Size);
     }
@@ -202,7 +200,7 @@ pub fn scan(body: &[u8], shape: Shape) -> Result<Scan, ScanError> {
     let mut seen = 0u64;
     let mut lexer = Lexer::new(body);
     lexer.object::<ScanError>(|lexer, key| {
-        let name = unquote(&body[key.clone()]).unwrap_or_default();
+        let name = unquote(&body[key.clone()]).ok_or(ScanError::Encoding)?;
         let place = known(&name);
         if let Some(bit) = place.filter(|bit| *bit < WATCHED) {
             if seen & (1 << bit) != 0 {
@@ -244,6 +242,7 @@ impl Scan {
                     return wrong("must not hold control characters");
                 }
                 Some(model) => self.model = Some(model.into()),
+                None if value.first() == Some(&b'"') => return Err(ScanError::Encoding),
                 None => return wrong("must be a string"),
             },
             "stream" => match value {
@@ -381,6 +380,6 @@ mod tests {
             }
         }
         assert!(matches!(scan(b"[]", Shape::Free), Err(ScanError::Json(_))));
-        assert!(matches!(scan(b"{\"a\":\"\xff\"}", Shape::Free), Err(ScanError::Encoding)));
+        assert!(matches!(scan(b"{\"\xff\":1}", Shape::Free), Err(ScanError::Encoding)));
     }
 }
