@@ -90,8 +90,13 @@ pub enum GatewayError {
     #[error("the request was not answered within its deadline")]
     Deadline,
     /// The attempt was ended by a drain deadline or an operator.
-    #[error("the request was ended by {0}")]
-    Cut(&'static str),
+    #[error("the request was ended by {by}")]
+    Cut {
+        /// Who or what.
+        by: &'static str,
+        /// Whether it was meant for this very request, so that sending it again is wrong.
+        is_final: bool,
+    },
     /// An actor died while it held the request.
     #[error("an internal fault ended the request")]
     Internal,
@@ -161,7 +166,7 @@ impl GatewayError {
             Self::NoBackend { .. } => ErrorForm { retry_after: soon, ..form(503, "server_error", "no_backend") },
             Self::Saturated { .. } => ErrorForm { retry_after: soon, ..form(503, "server_error", "backend_saturated") },
             Self::Deadline => form(504, "server_error", "deadline_exceeded"),
-            Self::Cut(_) => form(503, "server_error", "request_cut"),
+            Self::Cut { is_final, .. } => ErrorForm { is_final: *is_final, ..form(503, "server_error", "request_cut") },
             Self::Internal => form(500, "server_error", "internal_error"),
             Self::Upstream(failure) => upstream_form(failure),
         }
@@ -184,7 +189,7 @@ impl GatewayError {
             Self::BodiesInFlight | Self::Saturated { .. } => "saturated",
             Self::NoBackend { .. } => "no_backend",
             Self::Deadline => "deadline",
-            Self::Cut(_) => "cut",
+            Self::Cut { .. } => "cut",
             Self::Internal => "crashed",
         }
     }
@@ -196,6 +201,7 @@ fn upstream_form(failure: &Failure) -> ErrorForm {
     let own = |text: &str| format!("backend `{backend}`: {text}");
     let (status, kind, code, message, is_final) = match failure.class {
         FailureClass::Caller => (failure.status.unwrap_or(400), "invalid_request_error", None, failure.message.clone(), true),
+        FailureClass::Unsupported => (400, "invalid_request_error", Some("unsupported_by_backend"), own(&failure.message), true),
         FailureClass::ModelUnknown => (404, "invalid_request_error", Some("model_not_found"), failure.message.clone(), true),
         // The client's own key is fine: this is the operator's to mend, and the provider's words may quote the key.
         FailureClass::Credential => {

@@ -17,7 +17,6 @@ use crate::actors::{
     ShardState, Snapshot,
 };
 use crate::attempt::{Cut, FlightView};
-use crate::error::GatewayError;
 
 /// The actor.
 pub struct Shard {
@@ -57,6 +56,15 @@ impl Shard {
                 pool.do_send(ProviderUp);
             }
         }
+    }
+
+    /// Answers jobs that are ended while they wait.
+    fn refuse_all(&self, jobs: VecDeque<Job>, cut: Cut) -> usize {
+        let count = jobs.len();
+        for job in jobs {
+            self.slots.refuse(job, |_| cut.error());
+        }
+        count
     }
 
     fn provider_state(&self, index: usize, now: Instant) -> ProviderState {
@@ -185,22 +193,13 @@ impl Handler<Cancel> for Shard {
         for slot in &self.slots.providers {
             if let SlotState::Up(up) = &*slot.state.borrow() {
                 ended += up.flights.cut_all(cut, id);
-                ended += refuse_all(take_jobs(&up.queue, id), cut);
+                ended += self.refuse_all(take_jobs(&up.queue, id), cut);
             }
             let retiring = slot.retiring.borrow().clone();
             ended += retiring.iter().map(|flights| flights.cut_all(cut, id)).sum::<usize>();
         }
-        ended + self.slots.pools.iter().map(|slot| refuse_all(take_jobs(&slot.parked, id), cut)).sum::<usize>()
+        ended + self.slots.pools.iter().map(|slot| self.refuse_all(take_jobs(&slot.parked, id), cut)).sum::<usize>()
     }
-}
-
-/// Answers jobs that are ended while they wait.
-fn refuse_all(jobs: VecDeque<Job>, cut: Cut) -> usize {
-    let count = jobs.len();
-    for job in jobs {
-        let _ = job.0.reply.send(Err(GatewayError::Cut(cut.words())));
-    }
-    count
 }
 
 fn waiting_view(job: &Job, phase: &'static str, now: Instant) -> FlightView {

@@ -23,6 +23,8 @@ use crate::shard::Shard;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 2_048;
+/// How long connections may take to send what is left of their last reply.
+const FLUSH: Duration = Duration::from_millis(250);
 /// How long ended streams may take to tell their clients.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often a drain looks whether the last request has ended.
@@ -114,8 +116,8 @@ impl Stopper {
         self.shared.draining.store(true, Ordering::Relaxed);
         tracing::info!(open_requests = self.open(), "draining");
         tokio::time::sleep(server.drain_grace.min(server.drain_timeout)).await;
-        // Closes the listener; what is connected goes on.
-        drop(self.handle.stop(true));
+        // Closes the listener at once; ready when every connection has ended.
+        let closed = self.handle.stop(true);
         while self.open() > 0 && Instant::now() < ends {
             tokio::time::sleep(DRAIN_TICK).await;
         }
@@ -129,8 +131,10 @@ impl Stopper {
                 tokio::time::sleep(DRAIN_TICK).await;
             }
         }
-        // The last bytes of a reply may still be on their way out.
-        tokio::time::sleep(DRAIN_TICK).await;
+        // The last bytes of a reply may still be on their way out: busy connections close behind them, idle ones would
+        // stay for their keep-alive.
+        let flushed = tokio::time::timeout(FLUSH.min(ends.saturating_duration_since(Instant::now())), closed);
+        let _ = flushed.await;
         tracing::info!(cut, "drained");
         cut
     }

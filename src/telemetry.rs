@@ -28,6 +28,8 @@ pub fn init(settings: &Telemetry) -> WorkerGuard {
         .finish(std::io::stdout());
     // The plan has checked the directives.
     let filter = settings.logs.level.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
+    // They have switches of their own.
+    let filter = filter.with_target("access", Level::INFO).with_target("audit", Level::INFO);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter);
     // A subscriber that is there already (in tests) stays.

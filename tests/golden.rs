@@ -53,7 +53,15 @@ fn run(case: &Map<String, Value>) -> Value {
     let body = Bytes::from(case["request"].to_string());
     let scan = scan(&body, Shape::Free).unwrap();
     let model = backend.native_model(scan.model.as_deref(), true).unwrap_or_default();
-    let ask = Ask { endpoint, body: &body, scan: &scan, model, id: "req_golden", now: 1_800_000_000 };
+    let ask = Ask {
+        endpoint,
+        body: &body,
+        scan: &scan,
+        model,
+        drop_fields: &backend.drop_fields,
+        id: "req_golden",
+        now: 1_800_000_000,
+    };
 
     let mut out = Map::new();
     out.insert("url".into(), json!(codec.url(backend, endpoint, path, model)));

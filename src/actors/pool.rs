@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::slots::{SlotState, Slots};
 use super::{Bounce, Bounced, Dispatch, Job, JobParts, Outcome, PoolDown, ProviderUp};
-use crate::attempt::{Call, End, Ledger, Reply, panic_message};
+use crate::attempt::{Call, End, Ledger, Reply, Settled, panic_message};
 use crate::balance::pick;
 use crate::chat::Failure;
 use crate::dialect::Dialect;
@@ -95,31 +95,9 @@ impl Handler<Bounce> for Pool {
 impl Handler<Outcome> for Pool {
     type Result = ();
 
-    fn handle(&mut self, Outcome(settled): Outcome, _: &mut Context<Self>) {
-        let mut stats = self.core.slots.pools[self.core.plan.index].stats.borrow_mut();
-        stats.absorbed += u64::from(settled.absorbed && settled.end == End::Served);
-        let Some(member) = stats.members.get_mut(usize::from(settled.member)) else {
-            return;
-        };
-        member.attempts += 1;
-        match settled.end {
-            End::Served => member.served += 1,
-            End::Cancelled => member.cancelled += 1,
-            End::Cut => member.cut += 1,
-            End::Failed(class) => member.fail(class),
-            End::Truncated(class) => {
-                member.truncated += 1;
-                member.fail(class);
-            }
-        }
-        if let Some(after) = settled.first_content {
-            member.answered(after);
-        }
-        member.duration.add(settled.duration);
-        if let Some(usage) = settled.usage {
-            member.prompt_tokens += usage.prompt_tokens;
-            member.completion_tokens += usage.completion_tokens;
-        }
+    fn handle(&mut self, Outcome(settled): Outcome, ctx: &mut Context<Self>) {
+        let core = Rc::clone(&self.core);
+        core.guard(ctx, || core.count_outcome(&settled));
     }
 }
 
@@ -134,7 +112,8 @@ impl Handler<ProviderUp> for Pool {
 }
 
 impl Core {
-    /// Runs a handler's work; a panic in it ends this pool deliberately, and the shard starts the next.
+    /// Runs a handler's work; after a panic in it the shard puts the next pool in this one's place, which serves only what
+    /// is in its mailbox already. Statistics and parked jobs pass on.
     fn guard(self: &Rc<Self>, ctx: &mut Context<Pool>, work: impl FnOnce()) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             let reason = panic_message(&*panic);
@@ -152,12 +131,41 @@ impl Core {
 
     /// Looks at the parked jobs again while there are any.
     fn watch_parked(self: &Rc<Self>, ctx: &mut Context<Pool>) {
-        if !self.parked().borrow().is_empty() && !self.is_watching.replace(true) {
+        if !self.is_broken.get() && !self.parked().borrow().is_empty() && !self.is_watching.replace(true) {
             let core = Rc::clone(self);
             ctx.run_later(PARKING_TICK, move |_, ctx| {
                 core.is_watching.set(false);
                 core.guard(ctx, || core.sweep());
             });
+        }
+    }
+
+    fn count_outcome(&self, settled: &Settled) {
+        let mut stats = self.slots.pools[self.plan.index].stats.borrow_mut();
+        stats.absorbed += u64::from(settled.absorbed && settled.end == End::Served);
+        let Some(member) = stats.members.get_mut(usize::from(settled.member)) else { return };
+        member.attempts += 1;
+        for class in &settled.failed_tries {
+            member.retried += 1;
+            member.fail(*class);
+        }
+        match settled.end {
+            End::Served => member.served += 1,
+            End::Cancelled => member.cancelled += 1,
+            End::Cut => member.cut += 1,
+            End::Failed(class) => member.fail(class),
+            End::Truncated(class) => {
+                member.truncated += 1;
+                member.fail(class);
+            }
+        }
+        if let Some(after) = settled.first_content {
+            member.answered(after);
+        }
+        member.duration.add(settled.duration);
+        if let Some(usage) = settled.usage {
+            member.prompt_tokens = member.prompt_tokens.saturating_add(usage.prompt_tokens);
+            member.completion_tokens = member.completion_tokens.saturating_add(usage.completion_tokens);
         }
     }
 
@@ -176,13 +184,13 @@ impl Core {
         if let Some(member) = self.choose(&parts.call, &parts.ledger) {
             return self.send(job, member);
         }
-        if self.may_still_start(&parts.call, &parts.ledger) {
-            return self.park(job);
-        }
-        // Everybody else has failed or is full: wait for a permit where one will be free.
+        // Everybody else has failed, is full or starting: wait for a permit where one will be free.
         if let Some(member) = parts.ledger.saturated.first().copied().filter(|_| !parts.ledger.may_queue) {
             parts.ledger.may_queue = true;
             return self.send(job, usize::from(member));
+        }
+        if self.may_still_start(&parts.call, &parts.ledger) {
+            return self.park(job);
         }
         let error = self.last_word(&parts.call, &mut parts.ledger);
         self.refuse(job, error);
@@ -280,7 +288,8 @@ impl Core {
 
     /// The most telling error of a request that nobody serves.
     fn last_word(&self, call: &Call, ledger: &mut Ledger) -> GatewayError {
-        if let Some(worst) = ledger.worst.take() {
+        if let Some(mut worst) = ledger.worst.take() {
+            worst.attempts = ledger.attempts;
             return GatewayError::Upstream(worst);
         }
         let backends = &self.slots.shared.settings.backends;

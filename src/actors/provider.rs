@@ -54,6 +54,7 @@ struct Retirement {
     cut_at: Instant,
     in_flight: usize,
     completed_before: u64,
+    cut_before: u64,
     moved: u64,
     report: Option<oneshot::Sender<RetireReport>>,
 }
@@ -174,7 +175,9 @@ impl Provider {
         }
         ctx.run_later(TICK, |provider, ctx| {
             provider.is_ticking = false;
-            provider.flights.enforce(Instant::now());
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| provider.flights.enforce(Instant::now()))) {
+                provider.crash(panic_message(&*panic), ctx);
+            }
             if !provider.flights.is_empty() {
                 provider.tick_later(ctx);
             }
@@ -202,7 +205,7 @@ impl Provider {
         let waiting = std::mem::take(&mut *self.queue.borrow_mut());
         let (mut waiting, gone): (VecDeque<Job>, VecDeque<Job>) = waiting.into_iter().partition(is_waiting);
         for job in gone {
-            let _ = job.0.reply.send(Err(GatewayError::Deadline));
+            self.slots.refuse(job, |worst| worst.map_or(GatewayError::Deadline, GatewayError::Upstream));
         }
         let permits = Arc::clone(&self.slots.shared.backends[self.station.backend.index].permits);
         while !waiting.is_empty()
@@ -235,6 +238,7 @@ impl Provider {
             cut_at: now + deadline,
             in_flight: self.flights.len(),
             completed_before: self.flights.completed.get(),
+            cut_before: self.flights.cut.get(),
             moved,
             report,
         });
@@ -261,7 +265,7 @@ impl Provider {
                 in_flight_at_start: retirement.in_flight,
                 completed: self.flights.completed.get() - retirement.completed_before,
                 moved: retirement.moved,
-                cut: self.flights.cut.get(),
+                cut: self.flights.cut.get() - retirement.cut_before,
                 duration_seconds: now.duration_since(retirement.since).as_secs_f64(),
             });
         }
@@ -383,7 +387,7 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
         }
         Landing::CutBy(cut) => {
             watched.settle(End::Cut, None);
-            let _ = reply.send(Err(GatewayError::Cut(cut.words())));
+            let _ = reply.send(Err(cut.error()));
             return;
         }
         Landing::Done(Verdict::Failed(failure)) => failure,

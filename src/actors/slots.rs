@@ -17,6 +17,8 @@ use super::pool::Pool;
 use super::provider::Provider;
 use crate::attempt::{Flights, system_roots, tls_config};
 use crate::balance::{CrashRecord, MemberStats, Permits, RetryBudget};
+use crate::chat::Failure;
+use crate::error::GatewayError;
 use crate::settings::{Backend, Settings};
 use crate::shard::Shard;
 
@@ -217,6 +219,17 @@ impl Slots {
             slot.retiring.borrow_mut().push(Rc::clone(&up.flights));
             *state = SlotState::Down { until: Instant::now(), failed: false, generation };
         }
+    }
+
+    /// Answers a job that nobody serves; `error` is given the most telling failure so far.
+    pub fn refuse(&self, mut job: Job, error: impl FnOnce(Option<Box<Failure>>) -> GatewayError) {
+        if let Some(slot) = self.pools.get(usize::from(job.0.pool)) {
+            slot.stats.borrow_mut().refused += 1;
+        }
+        let attempts = job.0.ledger.attempts;
+        let worst = job.0.ledger.worst.take().map(|worst| Box::new(Failure { attempts, ..*worst }));
+        // A caller that has left needs no answer.
+        let _ = job.0.reply.send(Err(error(worst)));
     }
 
     /// Tells the supervisor something.

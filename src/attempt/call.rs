@@ -54,7 +54,7 @@ impl Call {
 
     /// Whether a stream is asked for.
     pub fn is_stream(&self) -> bool {
-        self.scan.stream && self.passthrough.is_none()
+        self.scan.stream && matches!(self.endpoint, Endpoint::Chat | Endpoint::Completions)
     }
 }
 
@@ -127,7 +127,7 @@ pub struct Ledger {
     pub attempts: u32,
     /// Most tries allowed.
     pub max_attempts: u32,
-    /// Whether anything was sent to a provider.
+    /// Whether the present try may have reached its provider.
     pub sent: bool,
     /// The most telling failure so far.
     pub worst: Option<Box<Failure>>,

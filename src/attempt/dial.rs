@@ -47,7 +47,11 @@ impl Service<ConnectInfo<Uri>> for Dialer {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = target.port();
             let stream = match &proxy {
-                None => TcpStream::connect((host.as_str(), port)).await.map_err(ConnectError::Io)?,
+                None => {
+                    let found = tokio::net::lookup_host((host.as_str(), port)).await;
+                    let addresses: Vec<_> = found.map_err(|error| ConnectError::Resolver(Box::new(error)))?.collect();
+                    TcpStream::connect(addresses.as_slice()).await.map_err(ConnectError::Io)?
+                }
                 Some(proxy) => tunnel(proxy, &host, port).await.map_err(ConnectError::Io)?,
             };
             stream.set_nodelay(true).map_err(ConnectError::Io)?;

@@ -10,11 +10,14 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use slab::Slab;
+use smallvec::SmallVec;
 use tokio::time::Instant;
+use tracing::Span;
 
 use super::live::Upstream;
 use crate::balance::Permit;
-use crate::chat::{FailureClass, Usage};
+use crate::chat::{FailureClass, Phase, Usage};
+use crate::error::GatewayError;
 use crate::settings::Backend;
 
 /// Why the gateway itself ends a flight.
@@ -35,6 +38,21 @@ pub enum Cut {
 }
 
 impl Cut {
+    /// The error for a request that has no reply yet.
+    pub fn error(self) -> GatewayError {
+        GatewayError::Cut { by: self.words(), is_final: self == Self::Operator }
+    }
+
+    /// How a flight ends by it.
+    pub fn end(self) -> End {
+        match self {
+            Self::Drain | Self::Operator | Self::Shutdown => End::Cut,
+            Self::Stall => End::Cancelled,
+            Self::Total => End::Truncated(FailureClass::Timeout(Phase::Total)),
+            Self::Idle => End::Truncated(FailureClass::Timeout(Phase::Idle)),
+        }
+    }
+
     /// What the client is told.
     pub fn words(self) -> &'static str {
         match self {
@@ -77,13 +95,13 @@ impl End {
 }
 
 /// The one outcome of an attempt, as its pool gets it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settled {
     /// Place of the member in its pool.
     pub member: u16,
     /// How it ended.
     pub end: End,
-    /// From the attempt's start to its first content (whole replies: to the reply).
+    /// From the last try's start to its first content (whole replies: to the reply).
     pub first_content: Option<Duration>,
     /// From the attempt's start to its end.
     pub duration: Duration,
@@ -91,7 +109,12 @@ pub struct Settled {
     pub usage: Option<Usage>,
     /// Whether earlier tries of the request had failed.
     pub absorbed: bool,
+    /// Classes of the tries at this member that were followed by another one.
+    pub failed_tries: FailedTries,
 }
+
+/// Classes of failed tries; nearly always none.
+pub(super) type FailedTries = SmallVec<[FailureClass; 2]>;
 
 /// Where settled attempts are reported and full queues are woken; implemented by the provider actor's address.
 pub trait Tower {
@@ -109,9 +132,9 @@ pub struct Flights {
     tower: Box<dyn Tower>,
     /// Whether jobs wait for a permit.
     pub has_queue: Cell<bool>,
-    /// Flights that ended by themselves since this generation retired.
+    /// Flights that ended by themselves.
     pub completed: Cell<u64>,
-    /// Flights that its drain deadline ended.
+    /// Flights that were cut.
     pub cut: Cell<u64>,
 }
 
@@ -132,9 +155,15 @@ pub struct Flight {
     /// Whether a stream is asked for.
     pub stream: bool,
     first_content: Cell<Option<Instant>>,
+    /// When the present try began.
+    try_started: Cell<Instant>,
+    /// Classes of the tries that failed and were followed by another one here.
+    failed_tries: RefCell<FailedTries>,
+    /// Span of the present try.
+    span: RefCell<Span>,
     absorbed: Cell<bool>,
     permit: Cell<Option<Permit>>,
-    settled: Cell<bool>,
+    settled: Cell<Option<(End, Usage)>>,
     cut: Cell<Option<Cut>>,
     waker: RefCell<Option<Waker>>,
     /// The upstream half of a live body.
@@ -170,6 +199,7 @@ impl Flights {
 
     /// Enters an attempt.
     pub fn enter(self: &Rc<Self>, plan: FlightPlan) -> FlightGuard {
+        let now = Instant::now();
         let flight = Rc::new(Flight {
             key: Cell::new(0),
             flights: Rc::clone(self),
@@ -177,12 +207,15 @@ impl Flights {
             backend: plan.backend,
             pool: plan.pool,
             member: plan.member,
-            started: Instant::now(),
+            started: now,
             stream: plan.stream,
             first_content: Cell::new(None),
+            try_started: Cell::new(now),
+            failed_tries: RefCell::default(),
+            span: RefCell::new(Span::none()),
             absorbed: Cell::new(false),
             permit: Cell::new(Some(plan.permit)),
-            settled: Cell::new(false),
+            settled: Cell::new(None),
             cut: Cell::new(None),
             waker: RefCell::new(None),
             upstream: RefCell::new(None),
@@ -259,6 +292,22 @@ pub struct FlightPlan {
 }
 
 impl Flight {
+    /// Begins a try.
+    pub fn begin_try(&self, span: &Span) {
+        self.try_started.set(Instant::now());
+        *self.span.borrow_mut() = span.clone();
+    }
+
+    /// Counts a try that failed and is followed by another one here.
+    pub fn note_failed_try(&self, class: FailureClass) {
+        self.failed_tries.borrow_mut().push(class);
+    }
+
+    /// How the flight ended, if it has.
+    pub fn ending(&self) -> Option<(End, Usage)> {
+        self.settled.get()
+    }
+
     /// Notes the first content, and whether earlier tries of the request had failed.
     pub fn note_first_content(&self, now: Instant, tries: u32) {
         self.first_content.set(Some(now));
@@ -300,13 +349,7 @@ impl Flight {
         self.cut.set(Some(cut));
         let upstream = self.upstream.borrow_mut().take();
         if let Some(upstream) = upstream {
-            let end = match cut {
-                Cut::Drain | Cut::Operator | Cut::Shutdown => End::Cut,
-                Cut::Total => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Total)),
-                Cut::Idle => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Idle)),
-                Cut::Stall => End::Cancelled,
-            };
-            self.settle(end, Some(upstream.usage_or_estimate()));
+            self.settle(cut.end(), Some(upstream.usage_or_estimate()));
         }
         self.wake();
     }
@@ -318,28 +361,49 @@ impl Flight {
 
     /// Settles the outcome, once: later calls do nothing.
     pub fn settle(&self, end: End, usage: Option<Usage>) {
-        if self.settled.replace(true) {
+        if self.settled.get().is_some() {
             return;
         }
+        self.settled.set(Some((end, usage.unwrap_or_default())));
         drop(self.permit.take());
         self.flights.slab.borrow_mut().try_remove(self.key.get());
         let counter = if end == End::Cut { &self.flights.cut } else { &self.flights.completed };
         counter.set(counter.get() + 1);
-        let now = Instant::now();
+        let first_content = self.first_content.get().map(|at| at.duration_since(self.try_started.get()));
+        self.record(end, usage, first_content);
         self.flights.tower.settled(
             self.pool,
             Settled {
                 member: self.member,
                 end,
-                first_content: self.first_content.get().map(|at| at.duration_since(self.started)),
-                duration: now.duration_since(self.started),
+                first_content,
+                duration: Instant::now().duration_since(self.started),
                 usage,
                 absorbed: self.absorbed.get(),
+                failed_tries: std::mem::take(&mut *self.failed_tries.borrow_mut()),
             },
         );
         if self.flights.has_queue.get() {
             self.flights.tower.permit_returned();
         }
+    }
+}
+
+impl Flight {
+    /// Puts the outcome on the span of the last try.
+    fn record(&self, end: End, usage: Option<Usage>, first_content: Option<Duration>) {
+        let class = match end {
+            End::Failed(class) | End::Truncated(class) => Some(class.word()),
+            End::Served | End::Cancelled | End::Cut => None,
+        };
+        tracing::record_all!(
+            self.span.borrow(),
+            outcome = end.word(),
+            class = class,
+            first_content_seconds = first_content.map(|after| after.as_secs_f64()),
+            "gen_ai.usage.input_tokens" = usage.map(|usage| usage.prompt_tokens),
+            "gen_ai.usage.output_tokens" = usage.map(|usage| usage.completion_tokens),
+        );
     }
 }
 

@@ -35,7 +35,7 @@ pub enum Meter {
 
 /// The upstream half of a live body; its flight holds it, so that the provider can end it.
 pub struct Upstream {
-    bytes: Incoming,
+    bytes: Source,
     meter: Meter,
     /// Bytes of the request, for estimates.
     request_bytes: usize,
@@ -50,12 +50,40 @@ pub struct Upstream {
     failed: Option<Failure>,
     /// Whether the provider's bytes have ended: they must not be asked for again.
     is_over: bool,
+    /// Whether the reader must be woken: what it waits for has come.
+    needs_wake: bool,
+}
+
+/// The provider's bytes, with what was seen of them before the reader asked.
+struct Source {
+    incoming: Incoming,
+    seen: Option<Option<Result<Bytes, Failure>>>,
+}
+
+impl Source {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        match self.seen.take() {
+            Some(seen) => Poll::Ready(seen),
+            None => self.incoming.poll_next(cx),
+        }
+    }
+
+    /// Whether something has come; it is kept for the reader.
+    fn look(&mut self) -> bool {
+        if self.seen.is_none()
+            && let Poll::Ready(seen) = self.incoming.poll_next(&mut Context::from_waker(Waker::noop()))
+        {
+            self.seen = Some(seen);
+        }
+        self.seen.is_some()
+    }
 }
 
 impl Upstream {
     /// Starts with what was read up to the first content.
-    pub fn new(bytes: Incoming, meter: Meter, request_bytes: usize, ends_by: Instant) -> Self {
+    pub fn new(incoming: Incoming, meter: Meter, request_bytes: usize, ends_by: Instant) -> Self {
         let now = Instant::now();
+        let bytes = Source { incoming, seen: None };
         Self {
             bytes,
             meter,
@@ -67,6 +95,7 @@ impl Upstream {
             wants_comment: false,
             failed: None,
             is_over: false,
+            needs_wake: false,
         }
     }
 
@@ -94,23 +123,25 @@ impl Upstream {
         match self.waiting_since {
             Some(since) if now.duration_since(since) >= backend.timeouts.idle => {
                 // A reader that is not polled cannot tell silence from data it has not fetched: look.
-                match self.take_in(&mut Context::from_waker(Waker::noop())) {
-                    Poll::Ready(seen) => {
-                        self.failed = seen.err();
-                        self.waiting_since = None;
-                        self.last_pull = since;
-                        self.overdue(now, backend)
-                    }
-                    Poll::Pending => Some(Cut::Idle),
+                if !self.bytes.look() {
+                    return Some(Cut::Idle);
                 }
+                // It is the reader's turn from now on.
+                self.waiting_since = None;
+                self.last_pull = now;
+                self.needs_wake = true;
+                None
             }
             None if now.duration_since(self.last_pull) >= backend.client_stall => Some(Cut::Stall),
             Some(_) | None => None,
         }
     }
 
-    /// Whether the client has heard nothing for so long that a comment is due.
+    /// Whether the client has heard nothing for so long that a comment is due, or must be woken for another reason.
     pub fn wants_comment(&mut self, now: Instant, backend: &Backend) -> bool {
+        if std::mem::take(&mut self.needs_wake) {
+            return true;
+        }
         let is_stream = matches!(self.meter, Meter::Events(_));
         let silent = backend.keep_alive.is_some_and(|silence| now.duration_since(self.last_emit) >= silence);
         if is_stream && silent && self.waiting_since.is_some() {
@@ -163,8 +194,6 @@ impl Meter {
 pub struct LiveBody {
     flight: FlightGuard,
     state: State,
-    /// How the reply ended, once it has.
-    ending: Option<(End, Usage)>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -175,14 +204,14 @@ enum State {
 
 impl std::fmt::Debug for LiveBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LiveBody").field("ending", &self.ending).finish_non_exhaustive()
+        f.debug_struct("LiveBody").field("ending", &self.ending()).finish_non_exhaustive()
     }
 }
 
 impl LiveBody {
     /// Takes over a flight whose upstream half is set.
     pub fn new(flight: FlightGuard) -> Self {
-        Self { flight, state: State::Open, ending: None }
+        Self { flight, state: State::Open }
     }
 
     /// Whether the body consists of server-sent events.
@@ -192,7 +221,7 @@ impl LiveBody {
 
     /// How the reply ended; while it has not, what an end now would mean.
     pub fn ending(&self) -> (End, Usage) {
-        self.ending.unwrap_or_else(|| {
+        self.flight.ending().unwrap_or_else(|| {
             let usage = self.flight.upstream.borrow().as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
             (End::Cancelled, usage)
         })
@@ -225,7 +254,7 @@ impl LiveBody {
                 let usage = upstream.as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
                 self.close(End::Served, usage);
                 if let Some(upstream) = upstream.filter(|upstream| !upstream.is_over) {
-                    linger(upstream.bytes);
+                    linger(upstream.bytes.incoming);
                 }
                 Poll::Ready(None)
             }
@@ -235,7 +264,6 @@ impl LiveBody {
 
     fn close(&mut self, end: End, usage: Usage) {
         self.state = State::Ended;
-        self.ending = Some((end, usage));
         self.flight.settle(end, Some(usage));
     }
 
@@ -252,13 +280,6 @@ impl LiveBody {
 
     fn end_by(&mut self, cut: Cut) -> Option<Result<Bytes, std::io::Error>> {
         self.state = State::Ended;
-        let end = match cut {
-            Cut::Drain | Cut::Operator | Cut::Shutdown => End::Cut,
-            Cut::Stall => End::Cancelled,
-            Cut::Total => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Total)),
-            Cut::Idle => End::Truncated(FailureClass::Timeout(crate::chat::Phase::Idle)),
-        };
-        self.ending.get_or_insert_with(|| (end, Usage::default()));
         let message = format!("the stream was ended by {}", cut.words());
         Some(last_words(self.flight.stream, &message, "server_error", "stream_ended"))
     }

@@ -41,8 +41,9 @@ pub struct Station {
 /// Names the backend that failed. The provider's words must not repeat the credential they refuse.
 pub(crate) fn redact(backend: &Backend, mut failure: Failure) -> Failure {
     failure.backend = Some(Arc::clone(&backend.name));
+    let account = backend.organization.iter().chain(&backend.project).map(String::as_str);
     let secrets = backend.credential.iter().chain(backend.headers.iter().map(|(_, value)| value)).map(Secret::expose);
-    for secret in secrets.filter(|secret| !secret.is_empty()) {
+    for secret in secrets.chain(account).filter(|secret| !secret.is_empty()) {
         let texts = [Some(&mut failure.message), failure.kind.as_mut(), failure.param.as_mut(), failure.code.as_mut()];
         for text in texts.into_iter().flatten().filter(|text| text.contains(secret)) {
             *text = text.replace(secret, "[redacted]");

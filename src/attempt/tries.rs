@@ -11,6 +11,7 @@ use futures_util::FutureExt as _;
 use send_wrapper::SendWrapper;
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
+use tracing::field::Empty;
 use tracing::{Instrument as _, Span, info_span};
 
 use super::call::{Answer, AnswerBody, AnswerHeaders, Call, Ledger};
@@ -24,6 +25,8 @@ use crate::dialect::{Ask, Codec, ErrorReply};
 
 /// A rate limit's delay up to this is waited for at the same backend.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
+/// A provider that asks to wait longer than this is not waited for.
+const LONG_WAIT: Duration = Duration::from_secs(4);
 /// A request body beyond this is not sent again after its connection broke.
 const RESEND_LIMIT: usize = 256 << 10;
 /// Bytes of an error reply that are read.
@@ -58,17 +61,23 @@ pub async fn work(
     loop {
         ledger.attempts += 1;
         tries_here += 1;
+        ledger.sent = false;
         let span = attempt_span(station, call, model, ledger.attempts);
+        if let Some(flight) = flight {
+            flight.begin_try(&span);
+        }
         let result = one_try(station, codec, call, model, ledger, flight, !resent).instrument(span.clone()).await;
         let failure = match result {
             Ok(answer) => return Verdict::Answer(answer),
             Err(failure) => failure,
         };
-        span.record("outcome", "failed");
-        span.record("class", failure.class.word());
         let failure = redact(backend, failure);
+        span.in_scope(|| {
+            tracing::info!(target: "attempt", class = failure.class.word(), status = failure.status, reason = %failure.message, "attempt failed");
+        });
         let wait = match failure.class.verdict().retry_here {
             Retry::OnceAtOnce if !resent && !is_gone(call, ledger) && is_resendable(call, ledger) => {
+                // A stale connection of the pool is nobody's failure, so it is not counted as one.
                 resent = true;
                 continue;
             }
@@ -79,22 +88,36 @@ pub async fn work(
         let again = wait.filter(|wait| {
             tries_here <= backend.max_retries
                 && ledger.attempts < ledger.max_attempts
-                && *wait <= SHORT_WAIT.max(Duration::from_secs(4))
+                && *wait <= LONG_WAIT
                 && Instant::now() + *wait < call.deadline
                 && !is_gone(call, ledger)
                 && station.budget.borrow_mut().spend(Instant::now().into_std())
         });
         match again {
-            Some(wait) => tokio::time::sleep(wait).await,
+            Some(wait) => {
+                failed_here(flight.as_ref(), failure.class);
+                tokio::time::sleep(wait).await;
+            }
             None => return Verdict::Failed(failure),
         }
     }
 }
 
-/// What passes through is not sent again once it may have reached the provider: its meaning is not known here.
+fn failed_here(flight: Option<&FlightGuard>, class: FailureClass) {
+    if let Some(flight) = flight {
+        flight.note_failed_try(class);
+    }
+}
+
+/// What passes through is not sent again once it may have reached the provider, since its meaning is not known here; and
+/// a streamed body is gone once it was begun.
 fn is_gone(call: &Call, ledger: &Ledger) -> bool {
     let is_safe = |method: &Method| *method == Method::GET || *method == Method::HEAD;
-    ledger.sent && call.passthrough.as_ref().is_some_and(|passthrough| !is_safe(&passthrough.method))
+    call.passthrough.as_ref().is_some_and(|passthrough| {
+        let begun =
+            passthrough.stream.as_ref().is_some_and(|stream| stream.payload.lock().is_ok_and(|payload| payload.is_none()));
+        begun || (ledger.sent && !is_safe(&passthrough.method))
+    })
 }
 
 /// After a broken connection a large body is not sent again: the provider may be at work on it.
@@ -109,8 +132,11 @@ fn attempt_span(station: &Station, call: &Call, model: &str, number: u32) -> Spa
         "gen_ai.provider.name" = &*station.backend.name,
         "gen_ai.request.model" = model,
         attempt = number,
-        outcome = tracing::field::Empty,
-        class = tracing::field::Empty,
+        outcome = Empty,
+        class = Empty,
+        first_content_seconds = Empty,
+        "gen_ai.usage.input_tokens" = Empty,
+        "gen_ai.usage.output_tokens" = Empty,
     )
 }
 
@@ -127,9 +153,19 @@ async fn one_try(
     let now = Instant::now();
     let limits = backend.timeouts;
     let attempt_ends = call.deadline.min(now + if call.is_stream() { limits.first_content } else { limits.attempt });
-    let head_ends = attempt_ends.min(now + limits.head);
+    let is_upload = call.passthrough.as_ref().is_some_and(|passthrough| passthrough.stream.is_some());
+    // A streamed upload takes as long as its client takes.
+    let head_ends = if is_upload { call.deadline.min(now + limits.total) } else { attempt_ends.min(now + limits.head) };
 
-    let ask = Ask { endpoint: call.endpoint, body: &call.body, scan: &call.scan, model, id: &call.id, now: unix_seconds() };
+    let ask = Ask {
+        endpoint: call.endpoint,
+        body: &call.body,
+        scan: &call.scan,
+        model,
+        drop_fields: &backend.drop_fields,
+        id: &call.id,
+        now: unix_seconds(),
+    };
     let mut dropped = SmallVec::new();
     let make = || codec.url(backend, call.endpoint, path_of(call), model);
     let (method, headers, url, body) = match &call.passthrough {
@@ -154,7 +190,9 @@ async fn one_try(
     };
     call.touched.store(true, Ordering::Relaxed);
     // It cannot be sent again either when a connection of the pool turns out to be dead.
-    let pooled = pooled && (call.passthrough.is_none() || method == Method::GET || method == Method::HEAD);
+    // Neither is a large body, so neither may meet one.
+    let is_safe = method == Method::GET || method == Method::HEAD;
+    let pooled = pooled && (call.passthrough.is_none() || is_safe) && call.body.len() <= RESEND_LIMIT;
     let request = Outgoing { endpoint: call.endpoint, method, url, headers, body, pooled };
     let incoming = match timeout_at(head_ends, station.transport.send(request)).await {
         Ok(Ok(incoming)) => {
@@ -175,7 +213,9 @@ async fn one_try(
     };
 
     let head = Head { call, model, backend, attempts: ledger.attempts, dropped };
-    if call.passthrough.is_some() {
+    // A refused credential is the operator's to mend, and the provider's words may quote it.
+    let is_refused = matches!(incoming.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    if call.passthrough.is_some() && !is_refused {
         return Ok(pass_through(head, incoming, flight, call.deadline.min(now + limits.total)));
     }
     if !incoming.status().is_success() {

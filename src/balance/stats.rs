@@ -62,6 +62,8 @@ pub struct MemberStats {
     pub attempts: u64,
     /// Attempts whose reply was served.
     pub served: u64,
+    /// Tries that failed and were followed by another one at the same member; counted in the failures too.
+    pub retried: u64,
     /// Attempts that the client left.
     pub cancelled: u64,
     /// Streams that broke after first content.
@@ -70,7 +72,7 @@ pub struct MemberStats {
     pub cut: u64,
     /// Failed attempts by class, in the order of [`FailureClass::ALL`].
     pub failures: [u64; FailureClass::ALL.len()],
-    /// Jobs bounced without an attempt: saturated, moved, not up.
+    /// Jobs given back without an attempt because every permit was taken.
     pub bounced: u64,
     /// Input tokens, reported or estimated.
     pub prompt_tokens: u64,
@@ -116,12 +118,13 @@ impl MemberStats {
         };
         self.attempts += other.attempts;
         self.served += other.served;
+        self.retried += other.retried;
         self.cancelled += other.cancelled;
         self.truncated += other.truncated;
         self.cut += other.cut;
         self.bounced += other.bounced;
-        self.prompt_tokens += other.prompt_tokens;
-        self.completion_tokens += other.completion_tokens;
+        self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
         for (mine, theirs) in self.failures.iter_mut().zip(other.failures) {
             *mine += theirs;
         }

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub enum FailureClass {
     /// The request itself is at fault.
     Caller,
+    /// The request cannot be said to this backend.
+    Unsupported,
     /// The backend does not have the model.
     ModelUnknown,
     /// The backend's key is refused.
@@ -50,6 +52,7 @@ impl FailureClass {
     pub fn word(self) -> &'static str {
         match self {
             Self::Caller => "caller",
+            Self::Unsupported => "unsupported",
             Self::ModelUnknown => "model_unknown",
             Self::Credential => "credential",
             Self::Billing => "billing",
@@ -68,8 +71,9 @@ impl FailureClass {
     }
 
     /// Every class, for statistics by index.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Caller,
+        Self::Unsupported,
         Self::ModelUnknown,
         Self::Credential,
         Self::Billing,
@@ -90,7 +94,7 @@ impl FailureClass {
     pub fn verdict(self) -> Verdict {
         match self {
             Self::Caller => Verdict { retry_here: Retry::Never, next_member: false },
-            Self::ModelUnknown | Self::Credential | Self::Billing | Self::Malformed | Self::Crashed => {
+            Self::Unsupported | Self::ModelUnknown | Self::Credential | Self::Billing | Self::Malformed | Self::Crashed => {
                 Verdict { retry_here: Retry::Never, next_member: true }
             }
             Self::RateLimited => Verdict { retry_here: Retry::WhenTold, next_member: true },
@@ -114,7 +118,7 @@ impl FailureClass {
             Self::Timeout(_) => 5,
             Self::Server => 4,
             Self::Malformed | Self::Socket => 3,
-            Self::Credential => 2,
+            Self::Credential | Self::Unsupported => 2,
             Self::ModelUnknown | Self::Crashed => 1,
         }
     }
@@ -161,6 +165,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Who failed; set by the attempt.
     pub backend: Option<Arc<str>>,
+    /// Tries made for the request until then; set by the pool.
+    pub attempts: u32,
 }
 
 impl Failure {
@@ -175,6 +181,7 @@ impl Failure {
             code: None,
             retry_after: None,
             backend: None,
+            attempts: 0,
         }
     }
 }

@@ -100,6 +100,8 @@ const KNOWN: [&str; 45] = [
     "repetition_penalty",
 ];
 const WATCHED: usize = 16;
+/// Top-level fields at most.
+const MAX_FIELDS: usize = 1_000;
 
 impl Field {
     /// The name, unescaped.
@@ -163,6 +165,9 @@ pub enum ScanError {
     /// A key or the model is not UTF-8.
     #[error("the body is not UTF-8")]
     Encoding,
+    /// More top-level fields than any request has.
+    #[error("the body has more than {MAX_FIELDS} top-level fields")]
+    Fields,
     /// Larger than places can tell.
     #[error("a JSON body must be smaller than 4 GiB")]
     Size,
@@ -214,6 +219,9 @@ pub fn scan(body: &[u8], shape: Shape) -> Result<Scan, ScanError> {
         };
         if let Some(bit) = place {
             found.read(KNOWN[bit], &body[value.clone()])?;
+        }
+        if found.fields.len() == MAX_FIELDS {
+            return Err(ScanError::Fields);
         }
         let short = |range: Range<usize>| (u32::try_from(range.start).unwrap_or(0), u32::try_from(range.end).unwrap_or(0));
         let known = place.and_then(|place| u8::try_from(place).ok()).unwrap_or(u8::MAX);

@@ -31,6 +31,8 @@ pub struct Ask<'a> {
     pub scan: &'a Scan,
     /// The model id to send.
     pub model: &'a str,
+    /// Fields that the operator says the host refuses.
+    pub drop_fields: &'a [String],
     /// The request's id, for identities that a provider leaves out.
     pub id: &'a str,
     /// Seconds since 1970, for the same purpose.

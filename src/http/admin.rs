@@ -16,6 +16,7 @@ use crate::balance::MemberStats;
 use crate::chat::FailureClass;
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
+use crate::settings::parse_duration;
 
 fn enter(request: &HttpRequest, is_act: bool) -> Result<Rc<Gateway>, HttpResponse> {
     let gateway = request.app_data::<Rc<Gateway>>().map(Rc::clone).ok_or_else(|| reply::error(&GatewayError::Internal))?;
@@ -132,6 +133,7 @@ fn member(backend: &str, stats: &MemberStats) -> Value {
         "backend": backend,
         "attempts": stats.attempts,
         "served": stats.served,
+        "retried": stats.retried,
         "cancelled": stats.cancelled,
         "truncated": stats.truncated,
         "cut": stats.cut,
@@ -174,12 +176,12 @@ pub(super) async fn requests(request: HttpRequest) -> HttpResponse {
 }
 
 /// `DELETE /admin/api/requests/{id}`: ends a request.
-pub(super) async fn cancel(request: HttpRequest, id: web::Path<String>) -> HttpResponse {
+pub(super) async fn cancel(request: HttpRequest) -> HttpResponse {
     let gateway = match enter(&request, true) {
         Ok(gateway) => gateway,
         Err(refusal) => return refusal,
     };
-    let id = id.into_inner();
+    let id: String = request.match_info().get("id").unwrap_or_default().chars().take(128).collect();
     let ended = gateway.director.send(CancelRequest(Cancel { id: Some(id.clone()), cut: Cut::Operator })).await.unwrap_or(0);
     tracing::info!(target: "audit", act = "cancel", request = %id, ended, "operator's act");
     if ended == 0 {
@@ -196,23 +198,21 @@ pub(super) struct RestartOptions {
 }
 
 /// `POST /admin/api/backends/{name}/restart`.
-pub(super) async fn restart(request: HttpRequest, name: web::Path<String>, options: web::Query<RestartOptions>) -> HttpResponse {
+pub(crate) async fn restart(request: HttpRequest) -> HttpResponse {
     let gateway = match enter(&request, true) {
         Ok(gateway) => gateway,
         Err(refusal) => return refusal,
     };
-    let Some(backend) = gateway.shared.settings.backends.iter().find(|backend| *backend.name == **name) else {
-        return not_found(&format!("there is no backend with the name `{}`", &**name));
+    let name = request.match_info().get("name").unwrap_or_default();
+    let Some(backend) = gateway.shared.settings.backends.iter().find(|backend| *backend.name == *name) else {
+        return not_found(&format!("there is no backend with the name `{}`", name.chars().take(64).collect::<String>()));
     };
-    let deadline = match options.deadline.as_deref().map(humantime::parse_duration).transpose() {
+    let Ok(options) = web::Query::<RestartOptions>::from_query(request.query_string()) else {
+        return refuse(StatusCode::BAD_REQUEST, "the options are `deadline` and `wait`, each once", "invalid_value");
+    };
+    let deadline = match options.deadline.as_deref().map(parse_duration).transpose() {
         Ok(deadline) => deadline,
-        Err(_) => {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "`deadline` is not a duration; write it like 250ms, 30s or 2m",
-                "invalid_value",
-            );
-        }
+        Err(reason) => return refuse(StatusCode::BAD_REQUEST, &format!("`deadline`: {reason}"), "invalid_value"),
     };
     let wait = options.wait.as_deref().is_some_and(|wait| matches!(wait, "1" | "true"));
     let act = RestartBackend { backend: backend.index, deadline, wait };

@@ -60,7 +60,15 @@ pub(super) async fn take(request: &HttpRequest, payload: web::Payload, shared: &
         if length.is_some_and(|length| length > shared.settings.server.max_body) {
             return Err(GatewayError::BodyTooLarge { limit: crate::settings::format_size(shared.settings.server.max_body) });
         }
-        let bytes = payload.map_err(|error| std::io::Error::other(error.to_string()));
+        let (mut seen, limit) = (0, shared.settings.server.max_body);
+        let bytes = payload.map_err(|error| std::io::Error::other(error.to_string())).and_then(move |chunk| {
+            seen += chunk.len() as u64;
+            std::future::ready(if seen > limit {
+                Err(std::io::Error::other("the body is larger than the limit"))
+            } else {
+                Ok(chunk)
+            })
+        });
         let stream = PayloadStream(Box::pin(bytes));
         taken.passthrough.stream = Some(StreamedBody { length, payload: Mutex::new(Some(SendWrapper::new(stream))) });
     }

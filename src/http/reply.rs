@@ -28,6 +28,9 @@ const X_DROPPED: HeaderName = HeaderName::from_static("x-stagedoor-dropped");
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// Bytes of a large whole reply that are handed to the connection at once.
+const PIECE: usize = 32 << 10;
+
 /// What is known about a request when it ends; writes the span's fields and the access-log line when dropped.
 pub(super) struct RequestLog {
     gateway: Rc<Gateway>,
@@ -89,6 +92,7 @@ impl RequestLog {
         self.class = Some(error.class());
         if let GatewayError::Upstream(failure) = error {
             self.backend.clone_from(&failure.backend);
+            self.attempts = failure.attempts;
         }
     }
 
@@ -148,6 +152,7 @@ pub(super) fn error(error: &GatewayError) -> HttpResponse {
         && let Some(backend) = &failure.backend
     {
         response.insert_header((X_BACKEND, &**backend));
+        response.insert_header((X_ATTEMPTS, HeaderValue::from(failure.attempts)));
     }
     response.json(form.body())
 }
@@ -198,8 +203,10 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
     }
     response.insert_header((X_BACKEND, answer.backend.name_header.clone()));
     response.insert_header((X_ATTEMPTS, HeaderValue::from(answer.attempts)));
-    if !answer.dropped.is_empty()
-        && let Ok(dropped) = HeaderValue::from_str(&answer.dropped.join(", "))
+    // Names of fields come from the client: a few of them say enough.
+    let dropped: Vec<&str> = answer.dropped.iter().map(|name| &**name).filter(|name| name.len() <= 64).take(32).collect();
+    if !dropped.is_empty()
+        && let Ok(dropped) = HeaderValue::from_str(&dropped.join(", "))
     {
         response.insert_header((X_DROPPED, dropped));
     }
@@ -210,7 +217,12 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
         AnswerBody::Full(bytes) => {
             log.outcome = "served";
             response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
-            response.body(bytes)
+            if bytes.len() <= 2 * PIECE {
+                return response.body(bytes);
+            }
+            // In pieces, so that the request counts as open until nearly all of it is on its way.
+            let length = Some(bytes.len() as u64);
+            response.body(ClientBody { state: State::Rest(bytes), log: Some(log), keep_alive: None, length })
         }
         AnswerBody::Live(live) => {
             let live = live.take();
@@ -249,7 +261,7 @@ struct ClientBody {
 enum State {
     Awaited(Pin<Box<dyn Future<Output = Reply>>>),
     Live(LiveBody),
-    Rest(Option<Bytes>),
+    Rest(Bytes),
 }
 
 impl ClientBody {
@@ -262,7 +274,7 @@ impl ClientBody {
                 }
                 match answer.body {
                     AnswerBody::Live(live) => State::Live(live.take()),
-                    AnswerBody::Full(bytes) => State::Rest(Some(bytes)),
+                    AnswerBody::Full(bytes) => State::Rest(bytes),
                 }
             }
             Err(failure) => {
@@ -270,7 +282,7 @@ impl ClientBody {
                 if let Some(log) = &mut self.log {
                     log.failed(&failure, 200);
                 }
-                State::Rest(Some(error_event(&form.message, &form.kind, form.code.as_deref().unwrap_or("error"))))
+                State::Rest(error_event(&form.message, &form.kind, form.code.as_deref().unwrap_or("error")))
             }
         };
     }
@@ -301,7 +313,10 @@ impl MessageBody for ClientBody {
                 State::Live(live) => {
                     return Pin::new(live).poll_next(cx).map(|step| step.map(|chunk| chunk.map_err(Into::into)));
                 }
-                State::Rest(rest) => return Poll::Ready(rest.take().map(Ok)),
+                State::Rest(rest) => {
+                    let piece = rest.split_to(rest.len().min(PIECE));
+                    return Poll::Ready((!piece.is_empty()).then_some(Ok(piece)));
+                }
             }
         }
     }

@@ -25,7 +25,7 @@ pub(super) fn find<'s>(settings: &'s Settings, request: &HttpRequest) -> Result<
     let path = request.path();
     let method = request.method().as_str();
     let mut endpoint = Endpoint::of_path(path);
-    if settings.routes.is_empty() {
+    let Some(routes) = &settings.routes else {
         if !STANDARD.contains(&path) {
             return Err(GatewayError::UnknownPath { path: shorten(path) });
         }
@@ -33,9 +33,9 @@ pub(super) fn find<'s>(settings: &'s Settings, request: &HttpRequest) -> Result<
             "POST" => Ok(Matched { route: None, endpoint }),
             _ => Err(GatewayError::Method { method: method.to_owned(), allow: "POST".into() }),
         };
-    }
+    };
     let mut allowed: Vec<&str> = Vec::new();
-    for route in settings.routes.iter().filter(|route| is_path(&route.path, path) && has_headers(route, request)) {
+    for route in routes.iter().filter(|route| is_path(&route.path, path) && has_headers(route, request)) {
         if route.methods.iter().any(|known| known == method) {
             // Only a POST can be one of the API's own requests.
             if method != "POST" {

@@ -22,7 +22,7 @@ use actix_http::header::HeaderValue;
 pub use document::{Fault, Logs, Parking, Server, Simulated, Telemetry};
 pub use families::family_of;
 pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
-pub use units::{Secret, format_size};
+pub use units::{Secret, format_size, parse_duration};
 pub use walk::Problem;
 
 /// Why a configuration is refused: every mistake at once.
@@ -67,8 +67,8 @@ pub struct Settings {
     pub backends: Vec<Arc<Backend>>,
     /// All pools, by index: the configured ones first, then a pool of one for each backend.
     pub pools: Vec<Arc<Pool>>,
-    /// Routes in matching order; empty: standard paths by model.
-    pub routes: Vec<Route>,
+    /// Routes in matching order; without any configured: standard paths by model.
+    pub routes: Option<Vec<Route>>,
     /// Logs.
     pub telemetry: Telemetry,
     /// What was left out or looks unintended, one line each.
@@ -211,7 +211,7 @@ pub struct Network {
     pub ca_pem: Option<Vec<u8>>,
     /// Age at which a connection is not used again.
     pub max_age: Duration,
-    /// Requests after which a connection is closed, on average.
+    /// Requests that a connection serves at most.
     pub max_requests: Option<u64>,
 }
 

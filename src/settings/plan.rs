@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use url::Url;
 
 use super::document::{self, Auth, Config, Document, Entry, Route as RouteEntry};
-use super::schema::{FAULTS, METHODS};
+use super::schema::FAULTS;
 use super::walk::{Findings, nearest};
 use super::{
     Backend, BackendType, ClientKey, Group, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts, is_loopback,
@@ -44,6 +44,7 @@ pub(super) fn plan(
 
     let pools = pools(&pool_entries, &backends, declared, findings);
     let names: HashMap<Arc<str>, usize> = pools.iter().map(|pool| (Arc::clone(&pool.name), pool.index)).collect();
+    let has_routes = document.routes.is_some();
     let routes = routes(document.routes.unwrap_or_default(), &names, &pools, declared, findings);
     let (keys, open) = keys(document.auth, findings);
     if keys.is_empty() && !open && !is_loopback(&document.server.host) {
@@ -66,7 +67,7 @@ pub(super) fn plan(
         keys,
         backends,
         pools,
-        routes,
+        routes: has_routes.then_some(routes),
         telemetry: document.telemetry,
         notes: Vec::new(),
         names,
@@ -185,12 +186,11 @@ fn base_url(kind: BackendType, config: &Config) -> String {
         (None, BackendType::Azure | BackendType::Meta | BackendType::Simulated) => String::new(),
     };
     match kind {
-        // Hosts are written with or without the version; a path of another kind is taken as it is.
+        // Hosts are written with or without the version.
         BackendType::OpenAi | BackendType::Mistral | BackendType::Meta => {
-            let has_version = base.rsplit('/').next().is_some_and(|last| {
-                last.strip_prefix('v').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-            });
-            if has_version { base } else { format!("{base}/v1") }
+            let is_version =
+                |segment: &str| segment.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+            if base.split('/').skip(3).any(is_version) { base } else { format!("{base}/v1") }
         }
         BackendType::Azure => base.trim_end_matches("/openai/v1").trim_end_matches("/openai").to_owned(),
         BackendType::Anthropic | BackendType::Google | BackendType::Simulated => base,
@@ -293,8 +293,14 @@ fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>,
         let mut trail = vec![entry.name.as_str()];
         let names = Names { by_name: &by_name, backends, declared };
         let tree = group(entry, &names, &mut members, &mut trail, findings);
-        if members.is_empty() && !entry.backends.iter().any(|member| declared.contains(&*member.name)) {
-            findings.problem(&format!("backends[{}].backends", entry.name), "the pool has no member left");
+        if members.is_empty() {
+            let lost = entry.backends.iter().any(|member| declared.contains(&*member.name));
+            if !lost {
+                findings.problem(&format!("backends[{}].backends", entry.name), "the pool has no member");
+                continue;
+            }
+            findings.notes.push(format!("pool `{}` is left out: every member of it is", entry.name));
+            continue;
         }
         note_mixture(entry, &members, backends, findings);
         pools.push(Arc::new(Pool {
@@ -439,7 +445,6 @@ fn routes(
             },
         ));
     }
-    debug_assert!(METHODS.contains(&"POST"));
     routes.sort_by_key(|(priority, _)| *priority);
     routes.into_iter().map(|(_, route)| route).collect()
 }

@@ -203,11 +203,7 @@ const NETWORK: &[Key] = &[
     key("proxyUrl", Kind::Url, "proxy for its connections; default HTTPS_PROXY and NO_PROXY"),
     key("caFile", Kind::Text, "PEM file with certificates to trust beside the system's"),
     key("maxConnectionAge", Kind::Duration, "age at which a connection is not used again, default 5m"),
-    key(
-        "maxConnectionRequests",
-        Kind::Integer(1, 1_000_000_000),
-        "requests after which a connection is closed, on average; default unlimited",
-    ),
+    key("maxConnectionRequests", Kind::Integer(1, 1_000_000_000), "requests that a connection serves at most; default unlimited"),
 ];
 
 const OPENAI: &[Key] = &[

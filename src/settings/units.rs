@@ -39,8 +39,9 @@ impl fmt::Display for Secret {
 ///
 /// # Errors
 /// Text that is no duration, in words.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text.trim()).map_err(|_| format!("`{text}` is not a duration; write it like 250ms, 30s or 2m"))
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text.trim())
+        .map_err(|_| format!("`{text}` is not a duration; write it like 250ms, 30s or 2m, at most ten years"))
 }
 
 /// Reads `512KiB`, `32MiB`, `1GB`, or a plain number of bytes.

@@ -8,6 +8,9 @@ use super::schema::instance;
 use crate::chat::Endpoint;
 use crate::settings::Simulated;
 
+/// Numbers in one reply of embeddings.
+const MAX_FLOATS: u64 = 4 << 20;
+
 /// A composed reply.
 pub(super) enum Composed {
     /// One JSON body.
@@ -225,6 +228,9 @@ fn embeddings(request: &Value) -> Composed {
         _ => return Composed::Refused("input must be text or a list that is not empty"),
     };
     let dimensions = request.get("dimensions").and_then(Value::as_u64).unwrap_or(8).clamp(1, 4_096);
+    if inputs.len() as u64 * dimensions > MAX_FLOATS {
+        return Composed::Refused("the simulated provider embeds at most 4,194,304 numbers at once");
+    }
     let base64 = request.get("encoding_format") == Some(&json!("base64"));
     let tokens: u64 = inputs.iter().map(|text| text.len() as u64 / 4 + 1).sum();
     let data: Vec<Value> = inputs

@@ -5,17 +5,21 @@ use serde_json::{Map, Value, json};
 /// Nesting at which the instance is cut short.
 const MAX_DEPTH: u32 = 12;
 
+/// Values in an instance; beyond it nothing but null is added.
+const MAX_VALUES: u32 = 2_000;
+
 /// An instance of the schema.
 pub(super) fn instance(schema: &Value) -> Value {
-    build(schema, schema, 0)
+    build(schema, schema, 0, &mut 0)
 }
 
-fn build(schema: &Value, root: &Value, depth: u32) -> Value {
-    if depth > MAX_DEPTH {
+fn build(schema: &Value, root: &Value, depth: u32, values: &mut u32) -> Value {
+    *values += 1;
+    if depth > MAX_DEPTH || *values > MAX_VALUES {
         return Value::Null;
     }
     if let Some(pointer) = schema.get("$ref").and_then(Value::as_str).and_then(|text| text.strip_prefix('#')) {
-        return root.pointer(pointer).map_or(Value::Null, |target| build(target, root, depth + 1));
+        return root.pointer(pointer).map_or(Value::Null, |target| build(target, root, depth + 1, values));
     }
     if let Some(value) = schema.get("const") {
         return value.clone();
@@ -25,7 +29,7 @@ fn build(schema: &Value, root: &Value, depth: u32) -> Value {
     }
     for union in ["anyOf", "oneOf", "allOf"] {
         if let Some(first) = schema.get(union).and_then(Value::as_array).and_then(|options| options.first()) {
-            return build(first, root, depth + 1);
+            return build(first, root, depth + 1, values);
         }
     }
     let kind = match schema.get("type") {
@@ -36,10 +40,11 @@ fn build(schema: &Value, root: &Value, depth: u32) -> Value {
     match kind {
         "object" => {
             let properties = schema.get("properties").and_then(Value::as_object);
-            let fields = properties.into_iter().flatten().map(|(name, inner)| (name.clone(), build(inner, root, depth + 1)));
+            let fields =
+                properties.into_iter().flatten().map(|(name, inner)| (name.clone(), build(inner, root, depth + 1, values)));
             Value::Object(fields.collect::<Map<_, _>>())
         }
-        "array" => schema.get("items").map_or_else(|| json!([]), |items| json!([build(items, root, depth + 1)])),
+        "array" => schema.get("items").map_or_else(|| json!([]), |items| json!([build(items, root, depth + 1, values)])),
         "string" => json!("simulated"),
         "integer" => schema.get("minimum").filter(|least| least.is_i64() || least.is_u64()).cloned().unwrap_or_else(|| json!(1)),
         "number" => schema.get("minimum").cloned().unwrap_or_else(|| json!(1.5)),

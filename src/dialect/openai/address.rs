@@ -30,11 +30,7 @@ pub fn url(backend: &Backend, endpoint: Endpoint, path: &str, model: &str) -> St
             let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
             let more = query.map(|query| format!("&{query}")).unwrap_or_default();
             if DEPLOYMENT_PATHS.contains(&path) {
-                // A dot segment would climb out of the deployment.
-                let deployment = match model {
-                    "." | ".." => model.replace('.', "%2E"),
-                    _ => utf8_percent_encode(model, SEGMENT).to_string(),
-                };
+                let deployment = utf8_percent_encode(model, SEGMENT);
                 format!("{base}/openai/deployments/{deployment}{path}?api-version={version}{more}")
             } else {
                 format!("{base}/openai{path}?api-version={version}{more}")

@@ -43,13 +43,20 @@ pub fn failure_in_reply(body: &Value) -> Option<Failure> {
     let flat = body.get("object").and_then(Value::as_str) == Some("error");
     let mut failure = match error {
         Some(Value::String(text)) => Failure::new(FailureClass::Server, shorten(text)),
-        Some(_) => read(body),
+        Some(error) => read(error),
         None if flat => read(body),
+        // Mistral's way to say that the generation failed.
+        None if has_failed_choice(body) => Failure::new(FailureClass::Server, "the provider ended the reply with an error"),
         None => return None,
     };
     let status = failure.code.as_deref().and_then(|code| code.parse::<u16>().ok()).filter(|code| (400..600).contains(code));
     failure.class = classify(status.unwrap_or(500), &failure);
     Some(failure)
+}
+
+fn has_failed_choice(body: &Value) -> bool {
+    let choices = body.get("choices").and_then(Value::as_array).into_iter().flatten();
+    choices.into_iter().any(|choice| choice.get("finish_reason").and_then(Value::as_str) == Some("error"))
 }
 
 fn is_truthy(value: &Value) -> bool {

@@ -217,7 +217,6 @@ fn finish(choice: &mut Map<String, Value>, has_calls: bool) {
         return;
     };
     let mapped = match reason {
-        "stop" if has_calls => "stop",
         "stop" | "length" | "tool_calls" | "content_filter" | "function_call" => return,
         "max_tokens" | "model_length" | "abort" => "length",
         _ if has_calls => "tool_calls",
@@ -345,7 +344,7 @@ fn whole_usage(mut usage: Value) -> Value {
     let count = |name: &str| usage.get(name).and_then(Value::as_u64).unwrap_or(0);
     let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
     if usage.get("total_tokens").and_then(Value::as_u64).is_none() {
-        usage["total_tokens"] = json!(prompt + completion);
+        usage["total_tokens"] = json!(prompt.saturating_add(completion));
     }
     usage
 }

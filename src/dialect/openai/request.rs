@@ -23,8 +23,14 @@ enum Edit {
 /// The request in the provider's form.
 ///
 /// # Errors
-/// `Caller` when the type cannot say what the request says.
+/// `Unsupported` when the type cannot say what the request says.
 pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
+    if matches!(ask.model, "." | "..") {
+        return Err(blame("model", "a model id of dots only would mean another path".into()));
+    }
+    if ask.endpoint == Endpoint::Passthrough {
+        return Ok(Encoded { body: with_model(ask), dropped: SmallVec::new() });
+    }
     let mut dropped: SmallVec<[Box<str>; 4]> = SmallVec::new();
     let mut edits: SmallVec<[Edit; 12]> = SmallVec::with_capacity(ask.scan.fields.len());
     let mut edited = false;
@@ -54,7 +60,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
                 Edit::Replace(None, Cow::Borrowed(b"1"))
             }
             "tools" if quirks.messages == Messages::Strict => strict_tools(value)?,
-            _ => by_table(quirks, &name, value),
+            _ => by_table(quirks, ask, &name, value),
         };
         if matches!(edit, Edit::Drop) && value != b"null" && !matches!(&*name, "stream_options" | "max_tokens") {
             dropped.push(name.into());
@@ -64,7 +70,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
     }
 
     let asks_usage =
-        ask.scan.stream && quirks.stream_usage && ask.endpoint != Endpoint::Passthrough && !has(ask, "stream_options");
+        ask.scan.stream && quirks.stream_usage && ask.endpoint != Endpoint::Embeddings && !has(ask, "stream_options");
     let additions = quirks.add.iter().enumerate().filter(|(bit, _)| ask.endpoint == Endpoint::Chat && present & (1 << bit) == 0);
     if !edited && !asks_usage && additions.clone().next().is_none() {
         return Ok(Encoded { body: ask.body.clone(), dropped });
@@ -88,6 +94,21 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
     Ok(Encoded { body: out.finish(), dropped })
 }
 
+/// The body with nothing but its model replaced.
+fn with_model(ask: &Ask<'_>) -> Bytes {
+    if ask.scan.model.as_deref().is_none_or(|model| model == ask.model) {
+        return ask.body.clone();
+    }
+    let mut out = Object::with_capacity(ask.body.len() + 64);
+    for field in &ask.scan.fields {
+        match field.name(ask.body) == "model" {
+            true => out.field(field.key(ask.body), Value::from(ask.model).to_string().as_bytes()),
+            false => out.field(field.key(ask.body), field.value(ask.body)),
+        }
+    }
+    out.finish()
+}
+
 fn has(ask: &Ask<'_>, name: &str) -> bool {
     ask.scan.has(ask.body, name)
 }
@@ -96,6 +117,7 @@ fn quote(name: &str) -> String {
     format!("\"{name}\"")
 }
 
+/// The model as the provider is asked for it.
 fn model(ask: &Ask<'_>) -> Edit {
     if ask.scan.model.as_deref() == Some(ask.model) {
         return Edit::Keep;
@@ -128,8 +150,11 @@ fn stream_options(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Edit {
     Edit::Replace(None, Cow::Owned(options.to_string().into_bytes()))
 }
 
-fn by_table(quirks: &Quirks, name: &str, value: &[u8]) -> Edit {
-    if quirks.drop.contains(&name) || (!quirks.only.is_empty() && (value == b"null" || !quirks.only.contains(&name))) {
+fn by_table(quirks: &Quirks, ask: &Ask<'_>, name: &str, value: &[u8]) -> Edit {
+    if quirks.drop.contains(&name)
+        || ask.drop_fields.iter().any(|field| field == name)
+        || (!quirks.only.is_empty() && (value == b"null" || !quirks.only.contains(&name)))
+    {
         return Edit::Drop;
     }
     if let Some((_, _, new)) = quirks.replace.iter().find(|(field, old, _)| *field == name && old.as_bytes() == value) {
@@ -179,8 +204,9 @@ fn strict_tools(value: &[u8]) -> Result<Edit, Failure> {
     Ok(Edit::Replace(None, Cow::Owned(tools.to_string().into_bytes())))
 }
 
+/// What this type cannot say: another member of the pool may.
 fn blame(param: &str, message: String) -> Failure {
-    let mut failure = Failure::new(FailureClass::Caller, message);
+    let mut failure = Failure::new(FailureClass::Unsupported, message);
     failure.status = Some(400);
     failure.param = Some(param.into());
     failure

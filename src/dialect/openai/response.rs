@@ -47,6 +47,9 @@ pub fn decode(quirks: &Quirks, ask: &Ask<'_>, body: Bytes) -> Result<Whole, Fail
         Endpoint::Embeddings => Ok(Whole { body: embeddings::reencode(ask, body)?, usage }),
         Endpoint::Chat | Endpoint::Completions if quirks.normalise => {
             let tree: Value = serde_json::from_slice(&body).map_err(|error| malformed(&body, &error))?;
+            if let Some(failure) = failure_in_reply(&tree) {
+                return Err(failure);
+            }
             let repaired = Normaliser::new(ask).whole(tree);
             let usage = usage.or_else(|| repaired.get("usage").and_then(|usage| Usage::deserialize(usage).ok()));
             let body = serde_json::to_vec(&repaired).map(Bytes::from).map_err(|error| malformed(&[], &error))?;

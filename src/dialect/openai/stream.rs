@@ -152,13 +152,12 @@ impl Relay {
     /// # Errors
     /// `Malformed` when the reply was cut before its end.
     pub fn finish(&mut self) -> Result<(), Failure> {
-        if let Some(rest) = self.splitter.finish()
-            && let Some(data) = sse::data(&rest)
-        {
-            self.event(sse::event(&data))?;
+        if let Some(rest) = self.splitter.finish() {
+            // Only the blank line is missing.
+            self.event(Bytes::from([&rest[..], b"\n\n"].concat()))?;
         }
         if !self.done && !self.done_required && self.is_finished() {
-            self.end();
+            self.end()?;
         }
         if self.done {
             return Ok(());
@@ -169,11 +168,6 @@ impl Relay {
     /// The next bytes for the client.
     pub fn pop(&mut self) -> Option<Bytes> {
         self.out.pop_front()
-    }
-
-    /// Whether anything waits to be fetched.
-    pub fn is_empty(&self) -> bool {
-        self.out.is_empty()
     }
 
     /// Whether the first content has come.
@@ -212,8 +206,7 @@ impl Relay {
             return Ok(());
         };
         if data.trim_ascii() == DONE {
-            self.end();
-            return Ok(());
+            return self.end();
         }
         // An event without data would break the official Python client.
         if data.trim_ascii().is_empty() {
@@ -282,9 +275,10 @@ impl Relay {
         Ok(())
     }
 
-    fn end(&mut self) {
+    fn end(&mut self) -> Result<(), Failure> {
         if let Some(normaliser) = &mut self.normaliser {
             let mut last = normaliser.missing_finishes();
+            self.has_content |= !last.is_empty();
             if self.include_usage
                 && let Some(usage) = normaliser.usage.take()
             {
@@ -292,9 +286,12 @@ impl Relay {
             }
             self.out.extend(last.iter().map(|chunk| sse::event(chunk.to_string().as_bytes())));
         }
+        if !self.has_content {
+            return Err(Failure::new(FailureClass::Malformed, "the provider's stream ended without any content"));
+        }
         self.done = true;
-        self.has_content = true;
         self.out.push_back(sse::event(DONE));
+        Ok(())
     }
 }
 
