@@ -293,9 +293,14 @@ pub struct FlightPlan {
 
 impl Flight {
     /// Begins a try.
-    pub fn begin_try(&self, span: &Span) {
+    pub fn begin_try(&self, span: Span) {
         self.try_started.set(Instant::now());
-        *self.span.borrow_mut() = span.clone();
+        *self.span.borrow_mut() = span;
+    }
+
+    /// Runs something within the present try's span.
+    pub fn within_span(&self, work: impl FnOnce()) {
+        self.span.borrow().in_scope(work);
     }
 
     /// Counts a try that failed and is followed by another one here.

@@ -63,18 +63,19 @@ pub async fn work(
         tries_here += 1;
         ledger.sent = false;
         let span = attempt_span(station, call, model, ledger.attempts);
+        let inside = span.clone();
         if let Some(flight) = flight {
-            flight.begin_try(&span);
+            flight.begin_try(span);
         }
-        let result = one_try(station, codec, call, model, ledger, flight, !resent).instrument(span.clone()).await;
+        let result = one_try(station, codec, call, model, ledger, flight, !resent).instrument(inside).await;
         let failure = match result {
             Ok(answer) => return Verdict::Answer(answer),
             Err(failure) => failure,
         };
         let failure = redact(backend, failure);
-        span.in_scope(|| {
-            tracing::info!(target: "attempt", class = failure.class.word(), status = failure.status, reason = %failure.message, "attempt failed");
-        });
+        if let Some(flight) = flight {
+            flight.within_span(|| log_failure(&failure));
+        }
         let wait = match failure.class.verdict().retry_here {
             Retry::OnceAtOnce if !resent && !is_gone(call, ledger) && is_resendable(call, ledger) => {
                 // A stale connection of the pool is nobody's failure, so it is not counted as one.
@@ -101,6 +102,11 @@ pub async fn work(
             None => return Verdict::Failed(failure),
         }
     }
+}
+
+fn log_failure(failure: &Failure) {
+    let class = failure.class.word();
+    tracing::info!(target: "attempt", class, status = failure.status, reason = %failure.message, "attempt failed");
 }
 
 fn failed_here(flight: Option<&FlightGuard>, class: FailureClass) {

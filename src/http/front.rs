@@ -59,7 +59,7 @@ async fn take(
         model_at,
         deadline: started + limit,
         started,
-        span: Span::current(),
+        span: log.span(),
         passthrough: taken.passthrough,
         touched: AtomicBool::new(false),
     };

@@ -77,6 +77,11 @@ impl RequestLog {
         }
     }
 
+    /// The request's root span.
+    pub(crate) fn span(&self) -> Span {
+        self.span.clone()
+    }
+
     fn answered(&mut self, answer: &mut Answer) {
         self.status = answer.status.as_u16();
         self.backend = Some(Arc::clone(&answer.backend.name));
