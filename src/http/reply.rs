@@ -207,7 +207,9 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
         }
     }
     response.insert_header((X_BACKEND, answer.backend.name_header.clone()));
-    response.insert_header((X_ATTEMPTS, HeaderValue::from(answer.attempts)));
+    // Nearly every answer takes one.
+    let attempts = if answer.attempts == 1 { HeaderValue::from_static("1") } else { HeaderValue::from(answer.attempts) };
+    response.insert_header((X_ATTEMPTS, attempts));
     // Names of fields come from the client: a few of them say enough.
     let dropped: Vec<&str> = answer.dropped.iter().map(|name| &**name).filter(|name| name.len() <= 64).take(32).collect();
     if !dropped.is_empty()

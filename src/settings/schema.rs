@@ -1,7 +1,7 @@
 //! The configuration's shape as data: every key with its kind, whether it is required, and what it means.
 //!
-//! The walk in [`super::walk`] checks a document against it; [`json_schema`] prints it for editors. A new key is added
-//! here, in the typed structs of [`super::document`], and nowhere else.
+//! The walk in `walk` checks a document against it; [`json_schema`] prints it for editors. A new key is added
+//! here, in the typed structs of `document`, and nowhere else.
 
 use serde_json::{Map, Value, json};
 

@@ -41,7 +41,7 @@ impl SimulatedBody {
     /// The next bytes.
     ///
     /// # Panics
-    /// By the step [`Step::Panic`].
+    /// By the step `Panic`.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         loop {
             if let Some(pause) = &mut self.pause {
