@@ -27,6 +27,8 @@ NGINX = os.environ.get("NGINX", "nginx")
 GATEWAY = pathlib.Path(os.environ.get("STAGEDOOR_BIN", REPO / "target/dist/stagedoor"))
 TEST_CPU, LOAD_CPU = (int(c) for c in os.environ.get("BENCH_CPUS", "0,1").split(","))
 MANY = 200  # backends in the big pool
+# With 2m nginx keeps every body in memory; 16k is its own default, beyond which it writes bodies to a file.
+BODY_BUFFER = os.environ.get("NGINX_BODY_BUFFER", "2m")
 
 
 class Void(Exception):
@@ -121,7 +123,7 @@ http {{
   access_log off;
   client_body_temp_path {prefix}/body; proxy_temp_path {prefix}/proxy; fastcgi_temp_path {prefix}/fastcgi;
   uwsgi_temp_path {prefix}/uwsgi; scgi_temp_path {prefix}/scgi;
-  client_max_body_size 64m; client_body_buffer_size 2m;  # bodies stay in memory
+  client_max_body_size 64m; client_body_buffer_size {BODY_BUFFER};
   keepalive_requests 1000000000; keepalive_timeout 75s;
   upstream mock {{ {servers} keepalive 1024; keepalive_requests 1000000000; }}
   proxy_http_version 1.1; proxy_set_header Connection "";
@@ -463,7 +465,7 @@ def notes(rounds, foreign, results):
 
 
 def main():
-    environment = "ROUNDS, STAGEDOOR_BIN, NGINX, BENCH_CPUS (core of the process under test, core of mock and load)"
+    environment = "ROUNDS, STAGEDOOR_BIN, NGINX, NGINX_BODY_BUFFER, BENCH_CPUS (core of the process under test, core of mock and load)"
     parser = argparse.ArgumentParser(
         prog="run", description=__doc__.splitlines()[0], epilog=f"Environment: {environment}."
     )
