@@ -194,3 +194,25 @@ async fn a_replaced_generation_finishes_what_it_carries_within_its_drain_deadlin
     let said = pulling.await.unwrap();
     assert!(said.len() > 590 && said.last().unwrap().contains("drain deadline"));
 }
+
+#[actix_rt::test]
+async fn a_job_that_waits_in_a_full_pool_is_served_although_its_backend_restarts() {
+    let member = "type: simulated, config: { firstToken: 1h, timeout: 3h, drainTimeout: 3h, maxConcurrent: 1 }";
+    let worker = Rc::new(worker(&format!(
+        "backends: [{{ name: p, type: pool, backends: [{{ name: a }}, {{ name: b }}] }}, {{ name: a, {member} }}, {{ name: b, {member} }}]"
+    )));
+    let asking: Vec<_> = (0..3)
+        .map(|_| {
+            let worker = Rc::clone(&worker);
+            actix_rt::spawn(async move { worker.ask(false, 10 * HOUR).await })
+        })
+        .collect();
+    sleep(Duration::from_secs(60)).await;
+    for backend in 0..2 {
+        worker.director.send(RestartBackend { backend, deadline: None, wait: false }).await.unwrap().unwrap();
+        sleep(Duration::from_secs(60)).await;
+    }
+    for asked in asking {
+        assert_eq!(class(&asked.await.unwrap()), "served");
+    }
+}

@@ -244,6 +244,9 @@ impl Core {
         match why {
             Bounced::Moved => {
                 parts.ledger.moves += 1;
+                // Where it waited it waits no longer: every member is asked again.
+                parts.ledger.saturated.clear();
+                parts.ledger.may_queue = false;
                 if parts.ledger.moves > MOVES {
                     return self.refuse(job, GatewayError::Internal);
                 }

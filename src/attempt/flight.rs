@@ -305,6 +305,7 @@ impl Flight {
 
     /// Counts a try that failed and is followed by another one here.
     pub fn note_failed_try(&self, class: FailureClass) {
+        tracing::record_all!(self.span.borrow(), outcome = "failed", class = class.word());
         self.failed_tries.borrow_mut().push(class);
     }
 

@@ -91,7 +91,7 @@ impl Normaliser {
 
     /// Repairs a chunk; `None` when nothing is left of it that a client needs.
     pub(super) fn chunk(&mut self, mut chunk: Value) -> Option<Value> {
-        let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" };
+        let object = chunk_object(self.endpoint);
         self.identify(&mut chunk, object);
         let mut choices = match chunk.get_mut("choices").map(Value::take) {
             Some(Value::Array(choices)) => choices,
@@ -111,13 +111,13 @@ impl Normaliser {
 
     /// A chunk that carries the usage alone.
     pub(super) fn usage_chunk(&self, usage: &Value) -> Value {
-        let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" };
+        let object = chunk_object(self.endpoint);
         json!({ "id": self.identity(), "object": object, "created": self.created, "model": self.model, "choices": [], "usage": usage })
     }
 
     /// Chunks that finish the choices which a host left open at `[DONE]`.
     pub(super) fn missing_finishes(&mut self) -> Vec<Value> {
-        let (id, created, model) = (self.identity(), self.created, self.model.clone());
+        let (id, created, model, object) = (self.identity(), self.created, self.model.clone(), chunk_object(self.endpoint));
         let open = self.choices.iter_mut().filter(|(_, choice)| !choice.finished);
         open.map(|(index, choice)| {
             choice.finished = true;
@@ -127,7 +127,6 @@ impl Normaliser {
                 Endpoint::Completions => ending["text"] = json!(""),
                 Endpoint::Chat | Endpoint::Embeddings | Endpoint::Passthrough => ending["delta"] = json!({}),
             }
-            let object = if self.endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" };
             json!({ "id": id, "object": object, "created": created, "model": model, "choices": [ending] })
         })
         .collect()
@@ -209,6 +208,10 @@ impl Normaliser {
         }
         true
     }
+}
+
+fn chunk_object(endpoint: Endpoint) -> &'static str {
+    if endpoint == Endpoint::Completions { "text_completion" } else { "chat.completion.chunk" }
 }
 
 /// Maps foreign finish reasons onto OpenAI's.
