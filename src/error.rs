@@ -58,9 +58,9 @@ pub enum GatewayError {
         /// The requested model.
         model: String,
     },
-    /// The backend's dialect is not part of this release.
-    #[error("backend `{backend}` speaks the {dialect} dialect, which this release cannot translate yet")]
-    NotBuilt {
+    /// A path that is passed through leads to a backend of another dialect.
+    #[error("backend `{backend}` speaks the {dialect} dialect; only chat completions and embeddings are translated for it")]
+    Untranslated {
         /// Which backend.
         backend: Arc<str>,
         /// Its dialect.
@@ -159,7 +159,9 @@ impl GatewayError {
             Self::UnknownModel { .. } => {
                 ErrorForm { param: Some("model".into()), ..form(404, "invalid_request_error", "model_not_found") }
             }
-            Self::NotBuilt { .. } => ErrorForm { is_final: true, ..form(501, "server_error", "dialect_not_built") },
+            Self::Untranslated { .. } => {
+                ErrorForm { is_final: true, ..form(400, "invalid_request_error", "unsupported_by_backend") }
+            }
             Self::PassthroughPool { .. } => {
                 ErrorForm { is_final: true, ..form(501, "server_error", "passthrough_needs_one_backend") }
             }
@@ -185,7 +187,7 @@ impl GatewayError {
             Self::NoKey | Self::WrongKey => "unauthenticated",
             Self::UnknownPath { .. } | Self::Method { .. } => "no_route",
             Self::UnknownModel { .. } => "model_unknown",
-            Self::NotBuilt { .. } | Self::PassthroughPool { .. } => "not_built",
+            Self::Untranslated { .. } | Self::PassthroughPool { .. } => "unsupported",
             Self::BodiesInFlight | Self::Saturated { .. } => "saturated",
             Self::NoBackend { .. } => "no_backend",
             Self::Deadline => "deadline",

@@ -23,6 +23,7 @@
 pub mod actors;
 pub mod attempt;
 pub mod balance;
+pub mod catalogue;
 pub mod chat;
 pub mod dialect;
 pub mod error;

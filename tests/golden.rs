@@ -8,8 +8,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use stagedoor::chat::{Endpoint, Failure, Shape, scan};
-use stagedoor::dialect::{Ask, Codec, Dialect, ErrorReply};
+use stagedoor::chat::{Endpoint, Failure, Keepsake, Shape, scan};
+use stagedoor::dialect::{Ask, Codec, Dialect, ErrorReply, Image};
 use stagedoor::settings;
 
 #[test]
@@ -47,27 +47,38 @@ fn run(case: &Map<String, Value>) -> Value {
     let document = json!({ "backends": [entry] }).to_string();
     let settings = settings::from_text("golden", &document, &BTreeMap::new()).unwrap();
     let backend = &settings.backends[0];
-    let codec = Dialect::codec(backend).unwrap();
+    let codec = Dialect::codec(backend);
     let path = case.get("path").and_then(Value::as_str).unwrap_or("/chat/completions");
     let endpoint = Endpoint::of_path(path);
     let body = Bytes::from(case["request"].to_string());
     let scan = scan(&body, Shape::Free).unwrap();
     let model = backend.native_model(scan.model.as_deref(), true).unwrap_or_default();
+    let fetched = case.get("images").and_then(Value::as_object).into_iter().flatten();
+    let images = fetched
+        .map(|(url, base64)| (url.clone(), Image { media: "image/png", base64: base64.as_str().unwrap().to_owned() }))
+        .collect();
     let ask = Ask {
         endpoint,
         body: &body,
         scan: &scan,
         model,
-        drop_fields: &backend.drop_fields,
+        backend,
         id: "req_golden",
         now: 1_800_000_000,
+        recall: &|call| case.get("kept")?.get(call)?.as_str().map(Into::into),
+        images: &images,
     };
 
     let mut out = Map::new();
-    out.insert("url".into(), json!(codec.url(backend, endpoint, path, model)));
+    out.insert("url".into(), json!(codec.url(backend, endpoint, path, model, scan.stream)));
     match codec.encode(&ask) {
         Ok(encoded) => {
-            out.insert("sent".into(), if encoded.body == body { json!("the same bytes") } else { parse(&encoded.body) });
+            let sent = |sent: &Bytes| if *sent == body { json!("the same bytes") } else { parse(sent) };
+            let all: Vec<Value> = encoded.bodies.iter().map(sent).collect();
+            out.insert("sent".into(), if all.len() == 1 { all[0].clone() } else { json!(all) });
+            if !encoded.headers.is_empty() {
+                out.insert("headers".into(), json!(encoded.headers.into_iter().collect::<BTreeMap<_, _>>()));
+            }
             if !encoded.dropped.is_empty() {
                 out.insert("dropped".into(), json!(encoded.dropped.to_vec()));
             }
@@ -75,11 +86,17 @@ fn run(case: &Map<String, Value>) -> Value {
         Err(failure) => drop(out.insert("refused".into(), describe(&failure))),
     }
     if let Some(reply) = case.get("reply") {
-        let bytes = Bytes::from(reply.to_string());
-        let answered = match codec.decode(&ask, bytes.clone()) {
+        // Embeddings may have come in several parts.
+        let parts = reply.as_array().cloned().unwrap_or_else(|| vec![reply.clone()]);
+        let bytes: Vec<Bytes> = parts.iter().map(|part| Bytes::from(part.to_string())).collect();
+        let answered = match codec.decode(&ask, &bytes) {
             Ok(whole) => {
-                let body = if whole.body == bytes { json!("the same bytes") } else { parse(&whole.body) };
-                json!({ "body": body, "usage": whole.usage })
+                let body = if whole.body == bytes[0] { json!("the same bytes") } else { parse(&whole.body) };
+                let mut answered = json!({ "body": body, "usage": whole.usage });
+                if !whole.keepsakes.is_empty() {
+                    answered["kept"] = kept(&whole.keepsakes);
+                }
+                answered
             }
             Err(failure) => describe(&failure),
         };
@@ -98,6 +115,10 @@ fn run(case: &Map<String, Value>) -> Value {
         out.insert("failed".into(), describe(&failure));
     }
     Value::Object(out)
+}
+
+fn kept(keepsakes: &[Keepsake]) -> Value {
+    Value::Object(keepsakes.iter().map(|keepsake| (keepsake.call.clone(), json!(keepsake.state))).collect())
 }
 
 fn parse(bytes: &[u8]) -> Value {
@@ -133,5 +154,10 @@ fn relay(codec: &Codec, ask: &Ask<'_>, events: &[Value]) -> Value {
             out.push(serde_json::from_str(&data).unwrap_or_else(|_| json!(data)));
         }
     }
-    json!({ "events": out, "usage": relay.usage(), "failure": failure.as_ref().map(describe) })
+    let mut streamed = json!({ "events": out, "usage": relay.usage(), "failure": failure.as_ref().map(describe) });
+    let keepsakes = relay.keepsakes();
+    if !keepsakes.is_empty() {
+        streamed["kept"] = kept(&keepsakes);
+    }
+    streamed
 }

@@ -13,6 +13,7 @@
 //! | [`Down`], [`PoolDown`] | provider, pool | [`crate::shard::Shard`] | none |
 //! | [`Restart`], [`Snapshot`], [`Cancel`] | [`director::Director`] | shard | [`Restarted`], [`ShardState`], flights ended |
 //! | [`Register`] | shard | director | none |
+//! | [`Remember`] | a flight's end | director, which tells every other shard | none |
 //! | [`RestartBackend`], [`AskState`], [`CancelRequest`] | /admin | director | results |
 //!
 //! Requests stay on their worker; only what the director sends and gets crosses threads, and that is plain data.
@@ -31,7 +32,7 @@ use tokio::sync::oneshot;
 
 use crate::attempt::{Call, Cut, FlightView, Ledger, Reply, ReplySender, Settled};
 use crate::balance::MemberStats;
-use crate::chat::Failure;
+use crate::chat::{Failure, Keepsake};
 
 /// A request for a pool.
 #[derive(Message)]
@@ -240,6 +241,18 @@ pub struct Cancel {
     pub id: Option<String>,
     /// On whose account.
     pub cut: Cut,
+}
+
+/// What a provider wants back with its tool calls, for the workers that did not make the request.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct Remember {
+    /// The worker that knows already.
+    pub worker: usize,
+    /// Index of the backend.
+    pub backend: usize,
+    /// What to keep.
+    pub keepsakes: Arc<[Keepsake]>,
 }
 
 /// A worker reports for duty.

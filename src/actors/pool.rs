@@ -208,9 +208,10 @@ impl Core {
 
     fn can_serve(&self, member: usize, call: &Call) -> bool {
         let backend = &self.slots.shared.settings.backends[self.plan.members[member]];
-        let is_built = Dialect::of(backend.kind) == Dialect::OpenAi;
-        let only = self.plan.members.len() == 1 || call.passthrough.is_some();
-        is_built && (call.passthrough.is_some() || backend.native_model(call.requested_model(), only).is_some())
+        if call.passthrough.is_some() {
+            return Dialect::of(backend).passes_bytes();
+        }
+        backend.native_model(call.requested_model(), self.plan.members.len() == 1).is_some()
     }
 
     /// Whether a member that could serve is starting or backing off.
@@ -297,10 +298,10 @@ impl Core {
         }
         let backends = &self.slots.shared.settings.backends;
         let mut members = self.plan.members.iter().map(|index| &backends[*index]);
-        if !members.clone().any(|backend| Dialect::of(backend.kind) == Dialect::OpenAi)
-            && let Some(backend) = members.next()
+        if call.passthrough.is_some()
+            && let Some(backend) = members.find(|backend| !Dialect::of(backend).passes_bytes())
         {
-            return GatewayError::NotBuilt { backend: backend.name.clone(), dialect: Dialect::of(backend.kind).word() };
+            return GatewayError::Untranslated { backend: backend.name.clone(), dialect: Dialect::of(backend).word() };
         }
         if !(0..self.plan.members.len()).any(|member| self.can_serve(member, call)) {
             return GatewayError::UnknownModel { model: call.requested_model().unwrap_or_default().to_owned() };

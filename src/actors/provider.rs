@@ -19,13 +19,13 @@ use tokio::time::Instant;
 
 use super::pool::crash_failure;
 use super::slots::{JobQueue, Slots, Up};
-use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Retire, RetireReport};
+use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Remember, Retire, RetireReport};
 use crate::attempt::{
     Cut, End, FlightGuard, FlightPlan, Flights, HttpClient, Settled, Station, Tower, Transport, Verdict, panic_message, warm_up,
     work,
 };
 use crate::balance::Permit;
-use crate::chat::Usage;
+use crate::chat::{Keepsake, Usage};
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
 use crate::simulate::Simulator;
@@ -62,6 +62,7 @@ struct Retirement {
 /// Sends what a flight reports to the actors concerned.
 struct Messenger {
     slots: Rc<Slots>,
+    backend: usize,
     provider: WeakAddr<Provider>,
 }
 
@@ -83,6 +84,13 @@ impl Tower for Messenger {
             provider.do_send(Crashed(reason));
         }
     }
+
+    fn kept(&self, keepsakes: Vec<Keepsake>) {
+        self.slots.remember(self.backend, &keepsakes);
+        if let Some(director) = &*self.slots.director.borrow() {
+            director.do_send(Remember { worker: self.slots.worker, backend: self.backend, keepsakes: keepsakes.into() });
+        }
+    }
 }
 
 impl Provider {
@@ -94,19 +102,20 @@ impl Provider {
         let transport = match &backend.simulated {
             Some(simulated) => Transport::Simulated(Simulator::new(simulated.clone(), Arc::clone(&shared.simulated))),
             None => {
-                let headers = codec.as_ref().map(|codec| codec.headers(&backend)).unwrap_or_default();
+                let headers = codec.headers(&backend);
                 Transport::Http(Box::new(HttpClient::new(&backend, &shared.tls, headers)))
             }
         };
         let budget = Rc::clone(&slots.providers[index].budget);
-        let station = Rc::new(Station { backend, codec, transport, budget });
+        let memory = Rc::clone(&slots.providers[index].memory);
+        let station = Rc::new(Station { backend, codec, transport, budget, memory });
         if warm && matches!(station.transport, Transport::Http(_)) {
             actix_rt::spawn(warm_up(Rc::clone(&station)));
         }
         let queue = JobQueue::default();
         let mut flights = None;
         let addr = Self::create(|ctx| {
-            let messenger = Messenger { slots: Rc::clone(slots), provider: ctx.address().downgrade() };
+            let messenger = Messenger { slots: Rc::clone(slots), backend: index, provider: ctx.address().downgrade() };
             let table = Flights::new(Box::new(messenger));
             flights = Some(Rc::clone(&table));
             Self {

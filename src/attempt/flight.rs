@@ -16,7 +16,7 @@ use tracing::Span;
 
 use super::live::Upstream;
 use crate::balance::Permit;
-use crate::chat::{FailureClass, Phase, Usage};
+use crate::chat::{FailureClass, Keepsake, Phase, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
 
@@ -124,6 +124,8 @@ pub trait Tower {
     fn permit_returned(&self);
     /// A panic was caught in a task or body.
     fn crashed(&self, reason: String);
+    /// The provider wants this back with the tool calls it made.
+    fn kept(&self, keepsakes: Vec<Keepsake>);
 }
 
 /// Every attempt of one generation of a provider.
@@ -312,6 +314,13 @@ impl Flight {
     /// How the flight ended, if it has.
     pub fn ending(&self) -> Option<(End, Usage)> {
         self.settled.get()
+    }
+
+    /// Keeps what the provider wants back with its tool calls.
+    pub fn keep(&self, keepsakes: Vec<Keepsake>) {
+        if !keepsakes.is_empty() {
+            self.flights.tower.kept(keepsakes);
+        }
     }
 
     /// Notes the first content, and whether earlier tries of the request had failed.

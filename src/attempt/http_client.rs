@@ -33,7 +33,7 @@ pub struct HttpClient {
     /// By endpoint, where the address is always the same.
     fixed: RefCell<[Option<FrozenClientRequest>; 4]>,
     /// By endpoint and model, where the model is part of the address.
-    by_model: RefCell<HashMap<(Endpoint, String), FrozenClientRequest>>,
+    by_model: RefCell<HashMap<(Endpoint, bool, String), FrozenClientRequest>>,
     sent: Cell<u64>,
     backend: Arc<Backend>,
     tls: Arc<ClientConfig>,
@@ -70,7 +70,9 @@ impl HttpClient {
         self.replace_connections();
         let client = if request.pooled { self.pooled.borrow().clone() } else { self.fresh.clone() };
         let frozen = match &request.url {
-            Address::Known { model, make } if request.pooled => self.known(request.endpoint, *model, *make)?,
+            Address::Known { model, stream, make } if request.pooled => {
+                self.known(request.endpoint, model.map(|model| (model, *stream)), *make)?
+            }
             Address::Known { make, .. } => self.freeze(&client, &request.method, &make(), &[])?,
             Address::Own(url) => self.freeze(&client, &request.method, url, request.headers)?,
         };
@@ -99,14 +101,14 @@ impl HttpClient {
     fn known(
         &self,
         endpoint: Endpoint,
-        model: Option<&str>,
+        model: Option<(&str, bool)>,
         make: &dyn Fn() -> String,
     ) -> Result<FrozenClientRequest, SendFailure> {
         let fresh = || {
             let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
             self.freeze(&self.pooled.borrow(), &Method::POST, &make(), &json)
         };
-        let Some(model) = model else {
+        let Some((model, stream)) = model else {
             let mut fixed = self.fixed.borrow_mut();
             let place = &mut fixed[endpoint as usize];
             return match place {
@@ -115,7 +117,7 @@ impl HttpClient {
             };
         };
         let mut by_model = self.by_model.borrow_mut();
-        let key = (endpoint, model.to_owned());
+        let key = (endpoint, stream, model.to_owned());
         if let Some(frozen) = by_model.get(&key) {
             return Ok(frozen.clone());
         }

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::flight::{Cut, End, FlightGuard};
 use super::transport::Incoming;
 use crate::chat::{Failure, FailureClass, Usage};
-use crate::dialect::openai::{Relay, error_event, usage_in_tail};
+use crate::dialect::Relay;
+use crate::dialect::openai::{error_event, usage_in_tail};
 use crate::error::GatewayError;
 use crate::settings::Backend;
 
@@ -250,7 +251,10 @@ impl LiveBody {
                 Poll::Pending
             }
             Step::Done => {
-                let upstream = self.flight.upstream.borrow_mut().take();
+                let mut upstream = self.flight.upstream.borrow_mut().take();
+                if let Some(Upstream { meter: Meter::Events(relay), .. }) = &mut upstream {
+                    self.flight.keep(relay.keepsakes());
+                }
                 let usage = upstream.as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
                 self.close(End::Served, usage);
                 if let Some(upstream) = upstream.filter(|upstream| !upstream.is_over) {

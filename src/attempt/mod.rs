@@ -5,6 +5,8 @@ mod dial;
 mod flight;
 mod http_client;
 mod live;
+mod memory;
+mod replies;
 mod transport;
 mod tries;
 
@@ -18,6 +20,7 @@ pub use call::{
 pub use flight::{Cut, End, Flight, FlightGuard, FlightPlan, FlightView, Flights, Settled, Tower};
 pub use http_client::{HttpClient, system_roots, tls_config};
 pub use live::{COMMENT, LiveBody};
+pub use memory::Memory;
 pub use transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure, Transport};
 pub use tries::{Verdict, warm_up, work};
 
@@ -30,12 +33,14 @@ use crate::settings::{Backend, Secret};
 pub struct Station {
     /// The backend.
     pub backend: Arc<Backend>,
-    /// Its dialect; `None` while that is not built.
-    pub codec: Option<Codec>,
+    /// Its dialect.
+    pub codec: Codec,
     /// How it is reached.
     pub transport: Transport,
     /// What retries may be spent; shared by the generations of this worker.
     pub budget: std::rc::Rc<RefCell<RetryBudget>>,
+    /// What the provider wants back with its tool calls; shared by the generations of this worker.
+    pub memory: std::rc::Rc<RefCell<Memory>>,
 }
 
 /// Names the backend that failed. The provider's words must not repeat the credential they refuse.

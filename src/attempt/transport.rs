@@ -40,11 +40,14 @@ pub struct Outgoing<'a> {
 }
 
 /// Where a request goes.
+#[derive(Clone)]
 pub enum Address<'a> {
     /// The endpoint's usual address, worked out once per endpoint (and model, where it is part of the address).
     Known {
         /// The model, when the address depends on it.
         model: Option<&'a str>,
+        /// Whether a stream is asked for, which may be another address.
+        stream: bool,
         /// Makes the address the first time.
         make: &'a dyn Fn() -> String,
     },

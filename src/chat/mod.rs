@@ -1,10 +1,13 @@
 //! The neutral vocabulary of a conversation: what a request is, how it may fail, what it used. Plain values, no IO.
 
+mod event;
 mod failure;
 mod json;
+pub mod request;
 mod scan;
 mod usage;
 
+pub use event::{FinishReason, Keepsake, Piece, Sink};
 pub use failure::{Failure, FailureClass, Phase, Retry, Verdict};
 pub use json::{JsonError, Lexer, unquote};
 pub use scan::{Features, Field, Scan, ScanError, Shape, scan};

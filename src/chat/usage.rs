@@ -1,30 +1,100 @@
 //! Token counts of one request, as a provider reports them or as the gateway estimates them.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 
 /// Tokens of one request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// Input, cached tokens included.
-    #[serde(default, deserialize_with = "or_zero")]
     pub prompt_tokens: u64,
     /// Output, reasoning included.
-    #[serde(default, deserialize_with = "or_zero")]
     pub completion_tokens: u64,
+    /// Part of the input that was read from the provider's cache.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cached_tokens: u64,
+    /// Part of the input that was written to the provider's cache.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cache_write_tokens: u64,
+    /// Part of the cache writes that is kept for an hour, which costs more.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cache_write_1h_tokens: u64,
+    /// Part of the output that was thinking.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub reasoning_tokens: u64,
     /// Whether the counts are the gateway's estimate because the provider reported none.
-    #[serde(default, skip_deserializing)]
     pub estimated: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// The counts as the OpenAI API writes them.
+#[derive(Deserialize)]
+struct Reported {
+    #[serde(default, deserialize_with = "or_zero")]
+    prompt_tokens: u64,
+    #[serde(default, deserialize_with = "or_zero")]
+    completion_tokens: u64,
+    #[serde(default)]
+    prompt_tokens_details: Option<PromptDetails>,
+    #[serde(default)]
+    completion_tokens_details: Option<CompletionDetails>,
+}
+
+#[derive(Default, Deserialize)]
+struct PromptDetails {
+    #[serde(default, deserialize_with = "or_zero")]
+    cached_tokens: u64,
+    #[serde(default, deserialize_with = "or_zero")]
+    cache_write_tokens: u64,
+}
+
+#[derive(Default, Deserialize)]
+struct CompletionDetails {
+    #[serde(default, deserialize_with = "or_zero")]
+    reasoning_tokens: u64,
+}
+
+impl<'de> Deserialize<'de> for Usage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let reported = Reported::deserialize(deserializer)?;
+        let prompt = reported.prompt_tokens_details.unwrap_or_default();
+        let completion = reported.completion_tokens_details.unwrap_or_default();
+        Ok(Self {
+            prompt_tokens: reported.prompt_tokens,
+            completion_tokens: reported.completion_tokens,
+            cached_tokens: prompt.cached_tokens,
+            cache_write_tokens: prompt.cache_write_tokens,
+            cache_write_1h_tokens: 0,
+            reasoning_tokens: completion.reasoning_tokens,
+            estimated: false,
+        })
+    }
 }
 
 impl Usage {
     /// Guesses from sizes: about four bytes a token for input, one token per content event for output.
     pub fn estimate(body_bytes: usize, content_events: u64) -> Self {
-        Self { prompt_tokens: body_bytes as u64 / 4, completion_tokens: content_events, estimated: true }
+        Self { prompt_tokens: body_bytes as u64 / 4, completion_tokens: content_events, estimated: true, ..Self::default() }
+    }
+
+    /// The counts as the OpenAI API writes them.
+    pub fn to_openai(&self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": { "cached_tokens": self.cached_tokens, "cache_write_tokens": self.cache_write_tokens },
+            "completion_tokens_details": { "reasoning_tokens": self.reasoning_tokens },
+        })
     }
 }
 
 /// Providers write `null` for counts they do not know, and some write floats.
-fn or_zero<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+pub(crate) fn or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let number = Option::<serde_json::Number>::deserialize(deserializer)?;
     Ok(number.and_then(|n| n.as_u64().or_else(|| n.as_f64().filter(|f| *f >= 0.0).map(whole))).unwrap_or(0))
 }

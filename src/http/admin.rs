@@ -61,7 +61,7 @@ fn backends(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
         json!({
             "name": &*backend.name,
             "type": backend.kind.word(),
-            "dialect": Dialect::of(backend.kind).word(),
+            "dialect": Dialect::of(backend).word(),
             "generation": workers.iter().map(|(_, state)| state.generation).max(),
             "in_flight": sum(&|state| state.in_flight as u64),
             "draining": sum(&|state| state.draining as u64),

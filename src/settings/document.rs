@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::units::Secret;
+use crate::catalogue::Model;
 
 /// The whole document.
 #[derive(Debug, Deserialize)]
@@ -24,6 +25,8 @@ pub(super) struct Document {
     pub routes: Option<Vec<Route>>,
     #[serde(default)]
     pub telemetry: Telemetry,
+    #[serde(default)]
+    pub catalogue: BTreeMap<String, Model>,
 }
 
 /// `server`.
@@ -152,6 +155,8 @@ pub(super) struct Config {
     pub location: Option<String>,
     pub credentials_file: Option<String>,
     pub safety_settings: Vec<BTreeMap<String, String>>,
+    pub thinking_budgets: BTreeMap<String, u64>,
+    pub signature_placeholder: Option<String>,
     pub drop_fields: Vec<String>,
     pub max_tokens_field: Option<String>,
     pub stream_usage: Option<bool>,

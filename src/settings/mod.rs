@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use actix_http::header::HeaderValue;
 
+use crate::catalogue::Catalogue;
+
 pub use document::{Fault, Logs, Parking, Server, Simulated, Telemetry};
 pub use families::family_of;
 pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
@@ -149,6 +151,8 @@ pub struct Backend {
     pub project: Option<String>,
     /// Azure's dated API version; `None` is the v1 form.
     pub api_version: Option<String>,
+    /// The Vertex AI project that a google backend speaks to; without it, the Gemini API.
+    pub vertex: Option<Vertex>,
     /// Extra request headers.
     pub headers: Vec<(String, Secret)>,
     /// Alias to native id; a listed id stands for itself.
@@ -181,8 +185,38 @@ pub struct Backend {
     pub restarts_per_minute: usize,
     /// Its outgoing connections.
     pub network: Network,
+    /// What translation into its dialect needs to know.
+    pub translation: Translation,
+    /// Facts of models.
+    pub catalogue: Arc<Catalogue>,
     /// The simulated type's behaviour.
     pub simulated: Option<Simulated>,
+}
+
+/// STUB
+#[derive(Debug)]
+pub struct Vertex {
+    /// P
+    pub project: String,
+    /// L
+    pub location: String,
+}
+
+/// What translation into a backend's dialect needs to know.
+#[derive(Debug, Clone, Default)]
+pub struct Translation {
+    /// Output limit of requests that set none.
+    pub max_tokens: Option<u64>,
+    /// `anthropic-version`.
+    pub version: String,
+    /// `anthropic-beta`.
+    pub betas: Vec<String>,
+    /// Tokens for thinking by effort.
+    pub thinking_budgets: BTreeMap<String, u64>,
+    /// Gemini's safety settings.
+    pub safety_settings: Vec<BTreeMap<String, String>>,
+    /// Stands for a thought signature that is lost.
+    pub signature_placeholder: String,
 }
 
 /// Limits of one attempt, by phase.

@@ -13,8 +13,10 @@ use super::document::{self, Auth, Config, Document, Entry, Route as RouteEntry};
 use super::schema::FAULTS;
 use super::walk::{Findings, nearest};
 use super::{
-    Backend, BackendType, ClientKey, Group, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts, is_loopback,
+    Backend, BackendType, ClientKey, Group, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts, Translation,
+    is_loopback,
 };
+use crate::catalogue::{Catalogue, Status};
 
 /// Deadline of a request when neither route nor pool sets one.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
@@ -30,11 +32,12 @@ pub(super) fn plan(
     let entries: Vec<Entry> = document.backends.into_iter().flatten().collect();
     unique_names(&entries, findings);
 
+    let catalogue = Arc::new(Catalogue::new(document.catalogue));
     let mut backends: Vec<Arc<Backend>> = Vec::new();
     let mut pool_entries: Vec<Entry> = Vec::new();
     for entry in entries {
         match BackendType::from_word(&entry.kind) {
-            Some(kind) => backends.push(Arc::new(backend(backends.len(), kind, entry, environment, findings))),
+            Some(kind) => backends.push(Arc::new(backend(backends.len(), kind, entry, environment, &catalogue, findings))),
             None => pool_entries.push(entry),
         }
     }
@@ -42,6 +45,9 @@ pub(super) fn plan(
         findings.problem("backends", "no backend is left to serve requests; configure one or set the variables it needs");
     }
 
+    for backend in &backends {
+        note_old_models(backend, &catalogue, findings);
+    }
     let pools = pools(&pool_entries, &backends, declared, findings);
     let names: HashMap<Arc<str>, usize> = pools.iter().map(|pool| (Arc::clone(&pool.name), pool.index)).collect();
     let has_routes = document.routes.is_some();
@@ -74,6 +80,21 @@ pub(super) fn plan(
     }
 }
 
+/// Models that are switched off, or will be, stay as configured: only the operator knows what should take their place.
+fn note_old_models(backend: &Backend, catalogue: &Catalogue, findings: &mut Findings) {
+    let named: std::collections::BTreeSet<&String> = backend.aliases.values().chain(&backend.default_model).collect();
+    for id in named {
+        let Some(model) = catalogue.model(backend.kind.word(), id) else { continue };
+        let ends = model.ends.as_deref().unwrap_or("an unknown day");
+        let fate = match model.status {
+            Status::Live => continue,
+            Status::Ending => format!("will be switched off on {ends}"),
+            Status::Retired => format!("was switched off on {ends}, so its provider will answer 404"),
+        };
+        findings.notes.push(format!("backend `{}`: model `{id}` {fate}", backend.name));
+    }
+}
+
 fn unique_names(entries: &[Entry], findings: &mut Findings) {
     let mut seen = HashSet::new();
     for entry in entries {
@@ -91,6 +112,7 @@ fn backend(
     kind: BackendType,
     entry: Entry,
     environment: &BTreeMap<String, String>,
+    catalogue: &Arc<Catalogue>,
     findings: &mut Findings,
 ) -> Backend {
     let path = format!("backends[{}].config", entry.name);
@@ -149,6 +171,7 @@ fn backend(
         organization: config.org_id,
         project: config.project,
         api_version: config.api_version,
+        vertex: None,
         headers: config.headers.into_iter().collect(),
         aliases,
         default_model,
@@ -172,6 +195,15 @@ fn backend(
         client_stall: config.client_stall.unwrap_or(Duration::from_secs(60)),
         restarts_per_minute: config.restarts.unwrap_or(30),
         simulated: (kind == BackendType::Simulated).then_some(config.simulated),
+        translation: Translation {
+            max_tokens: config.max_tokens,
+            version: config.version.unwrap_or_else(|| "2023-06-01".into()),
+            betas: config.beta,
+            thinking_budgets: config.thinking_budgets,
+            safety_settings: config.safety_settings,
+            signature_placeholder: config.signature_placeholder.unwrap_or_else(|| "skip_thought_signature_validator".into()),
+        },
+        catalogue: Arc::clone(catalogue),
     }
 }
 
@@ -193,7 +225,8 @@ fn base_url(kind: BackendType, config: &Config) -> String {
             if base.split('/').skip(3).any(is_version) { base } else { format!("{base}/v1") }
         }
         BackendType::Azure => base.trim_end_matches("/openai/v1").trim_end_matches("/openai").to_owned(),
-        BackendType::Anthropic | BackendType::Google | BackendType::Simulated => base,
+        BackendType::Anthropic => base.trim_end_matches("/v1").to_owned(),
+        BackendType::Google | BackendType::Simulated => base,
     }
 }
 

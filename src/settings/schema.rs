@@ -37,6 +37,8 @@ pub enum Kind {
     Number(f64, f64),
     /// Time as text: `250ms`, `30s`, `2m`.
     Duration,
+    /// Dollars per million tokens: `0.25`, or a plain number.
+    Price,
     /// Bytes as text: `512KiB`, `32MiB`, or a plain number.
     Size,
     /// One of these words.
@@ -85,6 +87,7 @@ pub const DOCUMENT: Kind = Kind::Object(&[
     required("backends", Kind::List(&Kind::Backend), "upstream accounts and pools"),
     key("routes", Kind::List(&Kind::Object(ROUTE)), "which path goes to which backend; absent: by model"),
     key("telemetry", Kind::Object(TELEMETRY), "logs"),
+    key("catalogue", Kind::Map(&Kind::Object(MODEL)), "facts of models by `type/id`, before the built-in ones"),
 ]);
 
 const SERVER: &[Key] = &[
@@ -97,6 +100,23 @@ const SERVER: &[Key] = &[
     key("maxConnections", Kind::Integer(1, 10_000_000), "open client connections per worker, default 25000"),
     key("drainTimeout", Kind::Duration, "how long streams may finish after SIGTERM, default 60s"),
     key("drainGrace", Kind::Duration, "how long new connections are still accepted after SIGTERM, default 1s"),
+];
+
+const MODEL: &[Key] = &[
+    key("contextTokens", Kind::Integer(1, 1_000_000_000), "input and output together"),
+    key("maxOutputTokens", Kind::Integer(1, 1_000_000_000), "longest answer"),
+    key("like", Kind::Text, "another model of the type whose rules it follows"),
+    key(
+        "price",
+        Kind::Object(&[
+            key("input", Kind::Price, "input"),
+            key("cachedInput", Kind::Price, "input read from the provider's cache"),
+            key("cacheWrite", Kind::Price, "input written to the provider's cache"),
+            key("cacheWrite1h", Kind::Price, "input written to the provider's cache for an hour"),
+            key("output", Kind::Price, "output"),
+        ]),
+        "US dollars per million tokens",
+    ),
 ];
 
 const AUTH_KEY: &[Key] = &[
@@ -213,12 +233,15 @@ const OPENAI: &[Key] = &[
     key("project", Kind::Text, "sent as OpenAI-Project"),
 ];
 
+const BUDGETS: &str = "tokens for each reasoning_effort, for models that take a budget";
+
 const ANTHROPIC: &[Key] = &[
     required("apiKey", Kind::Secret, "key"),
-    key("endpoint", Kind::Url, "base URL"),
+    key("endpoint", Kind::Url, "base URL, default https://api.anthropic.com"),
     key("maxTokens", Kind::Integer(1, 10_000_000), "max_tokens when the request has none"),
-    key("version", Kind::Text, "anthropic-version header"),
+    key("version", Kind::Choice(&["2023-06-01", "2026-10-21"]), "anthropic-version header, default 2023-06-01"),
     key("beta", Kind::List(&Kind::Text), "anthropic-beta values"),
+    key("thinkingBudgets", Kind::Map(&Kind::Integer(0, 10_000_000)), BUDGETS),
 ];
 
 const AZURE: &[Key] = &[
@@ -236,6 +259,8 @@ const GOOGLE: &[Key] = &[
     key("location", Kind::Text, "Vertex AI location"),
     key("credentialsFile", Kind::Text, "service account or user credentials"),
     key("safetySettings", Kind::List(&Kind::Map(&Kind::Text)), "passed to the model"),
+    key("thinkingBudgets", Kind::Map(&Kind::Integer(0, 10_000_000)), BUDGETS),
+    key("signaturePlaceholder", Kind::Text, "stands for a thought signature that is lost"),
     key("endpoint", Kind::Url, "base URL"),
 ];
 
@@ -317,6 +342,7 @@ fn describe(kind: &Kind) -> Value {
         Kind::Integer(min, max) => or_variable(json!({ "type": "integer", "minimum": min, "maximum": max })),
         Kind::Number(min, max) => or_variable(json!({ "type": "number", "minimum": min, "maximum": max })),
         Kind::Duration => or_variable(json!({ "type": "string", "pattern": "^[0-9.]+ *(ms|s|m|h|d)( *[0-9]+ *(ms|s|m|h))*$" })),
+        Kind::Price => or_variable(json!({ "type": ["string", "number"] })),
         Kind::Size => or_variable(json!({ "type": ["string", "integer"] })),
         Kind::Choice(words) => or_variable(json!({ "enum": words })),
         Kind::List(item) => json!({ "type": "array", "items": describe(item) }),

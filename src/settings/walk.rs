@@ -314,6 +314,10 @@ fn coerce(text: &str, kind: &Kind, raw: &Value) -> Result<Value, String> {
         },
         Kind::Duration => parse_duration(text).map(duration_value),
         Kind::Size => parse_size(text).map(|bytes| json!(bytes)),
+        Kind::Price => match crate::catalogue::per_token(text) {
+            Some(_) => Ok(json!(text)),
+            None => Err(format!("`{text}` is not a price such as 0.25, with at most six decimals")),
+        },
         Kind::Choice(words) => {
             if words.contains(&text) {
                 Ok(json!(text))

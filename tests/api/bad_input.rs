@@ -1032,26 +1032,6 @@ async fn a_passed_through_path_needs_one_backend() {
     assert_eq!(gateway.chat("pool", "hi").await.status, 200);
 }
 
-#[tokio::test]
-async fn a_backend_whose_dialect_is_not_built_is_501_and_passed_over_in_a_pool() {
-    let provider = Provider::saying("hello").await;
-    let gateway = Gateway::start(&format!(
-        "backends:\n  - {{ name: claude, type: anthropic, config: {{ apiKey: k }} }}\n  - {{ name: gemini, type: google, config: {{ apiKey: k }} }}\n{}  - {{ name: mixed, type: pool, backends: [ {{ name: claude, weight: 100 }}, {{ name: gemini, weight: 100 }}, {{ name: up, weight: 0 }} ] }}\n  - {{ name: unbuilt, type: pool, backends: [ {{ name: claude }}, {{ name: gemini }} ] }}\n",
-        backend("up", &provider.endpoint(), "")
-    ));
-    for model in ["claude", "claude/claude-3-opus", "gemini", "unbuilt", "claude-3-opus"] {
-        for stream in [false, true] {
-            let refused = gateway.post("/v1/chat/completions", &chat_body(model, "hi", stream)).await;
-            assert_error(&refused, 501, "dialect_not_built", model);
-            assert_eq!(refused.header("x-should-retry"), Some("false"), "{model}");
-        }
-    }
-    for _ in 0..5 {
-        let served = gateway.chat("mixed", "hi").await;
-        assert_eq!((served.status, served.header("x-stagedoor-backend")), (200, Some("up")), "{}", served.text());
-    }
-}
-
 fn packed(vector: &[f32]) -> String {
     STANDARD.encode(vector.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>())
 }

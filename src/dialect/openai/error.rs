@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::chat::{Failure, FailureClass};
-use crate::dialect::ErrorReply;
+use crate::dialect::{ErrorReply, plain_text, shorten};
 
 /// Codes and types that mean money, whatever the status.
 /// Source: OpenAI error code guide, read 2026-11-22.
@@ -18,9 +18,6 @@ const BILLING: &[&str] = &[
 
 /// Codes and types that mean the model is not there; `1500` is Mistral's.
 const MODEL_UNKNOWN: &[&str] = &["model_not_found", "DeploymentNotFound", "invalid_model", "1500", "model_decommissioned"];
-
-/// Longest provider message that is passed on, in bytes.
-const MESSAGE_LIMIT: usize = 2_000;
 
 /// The failure that an error reply means.
 pub fn failure(reply: &ErrorReply<'_>) -> Failure {
@@ -127,24 +124,6 @@ fn flatten(value: &Value) -> String {
         Value::Null => String::new(),
         other => other.to_string(),
     }
-}
-
-/// A body that is not JSON: the text itself unless it is a page.
-fn plain_text(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&body[..body.len().min(MESSAGE_LIMIT)]);
-    let text = text.trim();
-    if text.starts_with('<') || text.chars().any(char::is_control) { String::new() } else { shorten(text) }
-}
-
-fn shorten(text: &str) -> String {
-    if text.len() <= MESSAGE_LIMIT {
-        return text.to_owned();
-    }
-    let mut end = MESSAGE_LIMIT;
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}...", &text[..end])
 }
 
 #[cfg(test)]

@@ -9,10 +9,13 @@ mod quirks;
 mod request;
 mod response;
 mod stream;
+mod write;
 
 pub use address::{headers, url};
 pub use error::{failure, failure_in_reply};
 pub use quirks::Quirks;
 pub use request::encode;
 pub use response::{decode, usage_in_tail};
+pub(super) use stream::DONE;
 pub use stream::{Relay, error_event};
+pub use write::{ChunkWriter, ReplyWriter};

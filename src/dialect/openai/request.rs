@@ -29,7 +29,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
         return Err(blame("model", "a model id of dots only would mean another path".into()));
     }
     if ask.endpoint == Endpoint::Passthrough {
-        return Ok(Encoded { body: with_model(ask), dropped: SmallVec::new() });
+        return Ok(Encoded::new(with_model(ask), SmallVec::new()));
     }
     let mut dropped: SmallVec<[Box<str>; 4]> = SmallVec::new();
     let mut edits: SmallVec<[Edit; 12]> = SmallVec::with_capacity(ask.scan.fields.len());
@@ -73,7 +73,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
         ask.scan.stream && quirks.stream_usage && ask.endpoint != Endpoint::Embeddings && !has(ask, "stream_options");
     let additions = quirks.add.iter().enumerate().filter(|(bit, _)| ask.endpoint == Endpoint::Chat && present & (1 << bit) == 0);
     if !edited && !asks_usage && additions.clone().next().is_none() {
-        return Ok(Encoded { body: ask.body.clone(), dropped });
+        return Ok(Encoded::new(ask.body.clone(), dropped));
     }
     let mut out = Object::with_capacity(ask.body.len() + 64);
     for (field, edit) in ask.scan.fields.iter().zip(&edits) {
@@ -91,7 +91,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
     if asks_usage {
         out.field(b"\"stream_options\"", b"{\"include_usage\":true}");
     }
-    Ok(Encoded { body: out.finish(), dropped })
+    Ok(Encoded::new(out.finish(), dropped))
 }
 
 /// The body with nothing but its model replaced.
@@ -152,7 +152,7 @@ fn stream_options(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Edit {
 
 fn by_table(quirks: &Quirks, ask: &Ask<'_>, name: &str, value: &[u8]) -> Edit {
     if quirks.drop.contains(&name)
-        || ask.drop_fields.iter().any(|field| field == name)
+        || ask.backend.drop_fields.iter().any(|field| field == name)
         || (!quirks.only.is_empty() && (value == b"null" || !quirks.only.contains(&name)))
     {
         return Edit::Drop;

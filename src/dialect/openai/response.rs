@@ -44,7 +44,7 @@ pub fn decode(quirks: &Quirks, ask: &Ask<'_>, body: Bytes) -> Result<Whole, Fail
     }
     let usage = peek.usage;
     match ask.endpoint {
-        Endpoint::Embeddings => Ok(Whole { body: embeddings::reencode(ask, body)?, usage }),
+        Endpoint::Embeddings => Ok(whole(embeddings::reencode(ask, body)?, usage)),
         Endpoint::Chat | Endpoint::Completions if quirks.normalise => {
             let tree: Value = serde_json::from_slice(&body).map_err(|error| malformed(&body, &error))?;
             if let Some(failure) = failure_in_reply(&tree) {
@@ -53,10 +53,14 @@ pub fn decode(quirks: &Quirks, ask: &Ask<'_>, body: Bytes) -> Result<Whole, Fail
             let repaired = Normaliser::new(ask).whole(tree);
             let usage = usage.or_else(|| repaired.get("usage").and_then(|usage| Usage::deserialize(usage).ok()));
             let body = serde_json::to_vec(&repaired).map(Bytes::from).map_err(|error| malformed(&[], &error))?;
-            Ok(Whole { body, usage })
+            Ok(whole(body, usage))
         }
-        Endpoint::Chat | Endpoint::Completions | Endpoint::Passthrough => Ok(Whole { body, usage }),
+        Endpoint::Chat | Endpoint::Completions | Endpoint::Passthrough => Ok(whole(body, usage)),
     }
+}
+
+fn whole(body: Bytes, usage: Option<Usage>) -> Whole {
+    Whole { body, usage, keepsakes: Vec::new() }
 }
 
 fn malformed(body: &[u8], error: &serde_json::Error) -> Failure {
@@ -79,5 +83,5 @@ pub fn usage_in_tail(tail: &[u8]) -> Option<Usage> {
     })?;
     let place = Lexer::new(&tail[at..]).value().ok()?;
     let tokens: Tokens = serde_json::from_slice(&tail[at..][place]).ok()?;
-    Some(Usage { prompt_tokens: tokens.prompt_tokens, completion_tokens: tokens.completion_tokens, estimated: false })
+    Some(Usage { prompt_tokens: tokens.prompt_tokens, completion_tokens: tokens.completion_tokens, ..Usage::default() })
 }

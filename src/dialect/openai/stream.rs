@@ -12,12 +12,10 @@ use super::failure_in_reply;
 use super::normal::Normaliser;
 use super::quirks::Quirks;
 use crate::chat::{Endpoint, Failure, FailureClass, JsonError, Lexer, Usage};
-use crate::dialect::Ask;
 use crate::dialect::sse::{self, Splitter};
+use crate::dialect::{Ask, EVENT_LIMIT};
 
-/// Largest single event in bytes: room for an image in base64, an end for an endless line.
-const EVENT_LIMIT: usize = 16 << 20;
-const DONE: &[u8] = b"[DONE]";
+pub(in crate::dialect) const DONE: &[u8] = b"[DONE]";
 
 /// Relays one streamed reply.
 pub struct Relay {

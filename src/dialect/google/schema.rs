@@ -1,0 +1,302 @@
+//! JSON Schema as Google takes it, in two forms: [`plain`] for the slots that take JSON Schema, [`message`] for older
+//! models, whose slots take a message with few fields and refuse every other.
+
+use serde_json::{Map, Value, json};
+
+/// Nesting beyond this is cut: a schema that refers to itself cannot be written out.
+const MAX_DEPTH: usize = 12;
+
+/// Keywords without meaning for an answer.
+const SILENT: &[&str] =
+    &["$schema", "$comment", "examples", "deprecated", "readOnly", "writeOnly", "strict", "$id", "$anchor", "id"];
+/// Keywords that neither form takes: they go into the description.
+const SPOKEN: &[&str] = &[
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "not",
+    "if",
+    "then",
+    "else",
+    "patternProperties",
+    "propertyNames",
+    "dependentRequired",
+    "dependentSchemas",
+    "dependencies",
+    "contains",
+    "minContains",
+    "maxContains",
+    "uniqueItems",
+    "unevaluatedProperties",
+    "unevaluatedItems",
+];
+/// Fields of the older message, beside those that are rewritten.
+const MESSAGE: &[&str] = &[
+    "title",
+    "description",
+    "default",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "example",
+];
+const MESSAGE_FORMATS: &[&str] = &["enum", "date-time", "int32", "int64", "float", "double"];
+
+/// Cleaned JSON Schema.
+pub(super) fn plain(schema: Value) -> Value {
+    let mut out = plain_node(schema);
+    if let Some(root) = out.as_object_mut().filter(|root| !is_typed(root)) {
+        root.insert("type".into(), json!("object"));
+    }
+    out
+}
+
+fn is_typed(node: &Map<String, Value>) -> bool {
+    ["type", "anyOf", "$ref", "enum"].iter().any(|word| node.contains_key(*word))
+}
+
+fn plain_node(schema: Value) -> Value {
+    let Value::Object(schema) = schema else { return schema };
+    if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
+        // Nothing but definitions may stand beside a reference.
+        let mut out = Map::from_iter([("$ref".to_owned(), json!(target.replace("#/definitions/", "#/$defs/")))]);
+        out.extend(definitions(&schema));
+        return Value::Object(out);
+    }
+    let mut out = Map::new();
+    let mut spoken = Vec::new();
+    for (word, value) in &schema {
+        match word.as_str() {
+            silent if SILENT.contains(&silent) => {}
+            said if SPOKEN.contains(&said) => spoken.push((word, value)),
+            "$defs" | "definitions" => out.extend(definitions(&schema)),
+            "properties" => drop(out.insert(word.clone(), each(value, plain_node))),
+            "items" | "additionalProperties" => drop(out.insert(word.clone(), plain_node(value.clone()))),
+            "anyOf" | "oneOf" => alternatives(&mut out, value, plain_node),
+            "prefixItems" => drop(out.insert(word.clone(), list(value, plain_node))),
+            "const" => drop(out.insert("enum".into(), json!([value]))),
+            "enum" => drop(out.insert(word.clone(), without_empty(value))),
+            "allOf" => {}
+            "type" => plain_type(&mut out, value),
+            _ => drop(out.insert(word.clone(), value.clone())),
+        }
+    }
+    merge_all(&mut out, schema.get("allOf"), &plain_node);
+    finish(&mut out, &spoken);
+    Value::Object(out)
+}
+
+fn definitions(schema: &Map<String, Value>) -> Option<(String, Value)> {
+    let all = schema.get("$defs").or_else(|| schema.get("definitions"))?;
+    Some(("$defs".to_owned(), each(all, plain_node)))
+}
+
+/// One type, or one beside null, stays; several become alternatives.
+fn plain_type(out: &mut Map<String, Value>, value: &Value) {
+    let types: Vec<&Value> = value.as_array().into_iter().flatten().filter(|kind| **kind != json!("null")).collect();
+    if types.len() > 1 {
+        let all: Vec<Value> = value.as_array().into_iter().flatten().map(|kind| json!({ "type": kind })).collect();
+        out.insert("anyOf".into(), Value::Array(all));
+    } else {
+        out.insert("type".into(), value.clone());
+    }
+}
+
+/// The older message.
+pub(super) fn message(schema: &Value) -> Value {
+    let mut out = message_node(schema, schema, 0);
+    if let Some(root) = out.as_object_mut().filter(|root| !is_typed(root)) {
+        root.insert("type".into(), json!("object"));
+    }
+    out
+}
+
+fn message_node(schema: &Value, root: &Value, depth: usize) -> Value {
+    let Value::Object(schema) = schema else { return json!({ "type": "object" }) };
+    if depth > MAX_DEPTH {
+        return json!({ "type": "object" });
+    }
+    if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
+        let found = target.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
+        return found.map_or_else(|| json!({ "type": "object" }), |found| message_node(found, root, depth + 1));
+    }
+    let inner = |value: Value| message_node(&value, root, depth + 1);
+    let mut out = Map::new();
+    let mut spoken = Vec::new();
+    for (word, value) in schema {
+        match word.as_str() {
+            silent if SILENT.contains(&silent) => {}
+            said if SPOKEN.contains(&said) => spoken.push((word, value)),
+            "properties" => drop(out.insert(word.clone(), each(value, &inner))),
+            "items" => drop(out.insert(word.clone(), inner(value.clone()))),
+            "required" => drop(out.insert(word.clone(), value.clone())),
+            "anyOf" | "oneOf" => alternatives(&mut out, value, &inner),
+            "type" => message_type(&mut out, value),
+            "const" if value.is_string() => drop(out.insert("enum".into(), json!([value]))),
+            "const" => {
+                if !schema.contains_key("type") {
+                    out.insert("type".into(), json!(type_of(value)));
+                }
+                spoken.push((word, value));
+            }
+            "enum" if value.as_array().is_some_and(|all| all.iter().all(Value::is_string)) => {
+                out.insert(word.clone(), without_empty(value));
+            }
+            "enum" => spoken.push((word, value)),
+            "format" if value.as_str().is_some_and(|format| MESSAGE_FORMATS.contains(&format)) => {
+                out.insert(word.clone(), value.clone());
+            }
+            known if MESSAGE.contains(&known) => drop(out.insert(word.clone(), value.clone())),
+            _ => {}
+        }
+    }
+    merge_all(&mut out, schema.get("allOf"), &inner);
+    nullable(&mut out);
+    if out.get("properties").and_then(Value::as_object).is_some_and(Map::is_empty) {
+        out.shift_remove("properties");
+        out.shift_remove("required");
+    }
+    finish(&mut out, &spoken);
+    if !is_typed(&out) {
+        out.insert("type".into(), json!("object"));
+    } else if out.contains_key("enum") && !out.contains_key("type") {
+        out.insert("type".into(), json!("string"));
+    }
+    alone(out)
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::Array(_) => "array",
+        Value::String(_) | Value::Null => "string",
+        Value::Object(_) => "object",
+    }
+}
+
+fn message_type(out: &mut Map<String, Value>, value: &Value) {
+    let Value::Array(types) = value else {
+        out.insert("type".into(), value.clone());
+        return;
+    };
+    let real: Vec<&Value> = types.iter().filter(|kind| **kind != json!("null")).collect();
+    if real.len() < types.len() {
+        out.insert("nullable".into(), json!(true));
+    }
+    match real.as_slice() {
+        [one] => drop(out.insert("type".into(), (*one).clone())),
+        several => {
+            let all: Vec<Value> = several.iter().map(|kind| json!({ "type": kind })).collect();
+            out.insert("anyOf".into(), Value::Array(all));
+        }
+    }
+}
+
+/// An alternative of null becomes a mark; a single one that is left becomes the node itself.
+fn nullable(out: &mut Map<String, Value>) {
+    let Some(Value::Array(all)) = out.get_mut("anyOf") else { return };
+    let before = all.len();
+    all.retain(|branch| branch.get("type") != Some(&json!("null")));
+    let had_null = all.len() < before;
+    let only = if all.len() == 1 { all.pop() } else { None };
+    if let Some(Value::Object(only)) = only {
+        out.shift_remove("anyOf");
+        for (word, value) in only {
+            out.entry(word).or_insert(value);
+        }
+    }
+    if had_null {
+        out.insert("nullable".into(), json!(true));
+    }
+}
+
+/// Alternatives must stand alone: what stood beside them goes into each.
+fn alone(mut out: Map<String, Value>) -> Value {
+    let Some(Value::Array(mut all)) = out.shift_remove("anyOf") else { return Value::Object(out) };
+    for branch in all.iter_mut().filter_map(Value::as_object_mut) {
+        let is_object = branch.get("type") == Some(&json!("object"));
+        let is_list = branch.get("type") == Some(&json!("array"));
+        for (word, value) in &out {
+            let fits = match word.as_str() {
+                "title" | "description" | "nullable" => true,
+                "properties" | "required" => is_object,
+                "items" => is_list,
+                _ => false,
+            };
+            if fits {
+                branch.entry(word.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        items_of_arrays(branch);
+    }
+    json!({ "anyOf": all })
+}
+
+fn each(value: &Value, inner: impl Fn(Value) -> Value) -> Value {
+    let all = value.as_object().into_iter().flatten();
+    Value::Object(all.map(|(name, schema)| (name.clone(), inner(schema.clone()))).collect())
+}
+
+fn list(value: &Value, inner: impl Fn(Value) -> Value) -> Value {
+    value.as_array().into_iter().flatten().map(|schema| inner(schema.clone())).collect()
+}
+
+fn alternatives(out: &mut Map<String, Value>, value: &Value, inner: impl Fn(Value) -> Value) {
+    out.insert("anyOf".into(), list(value, inner));
+}
+
+fn without_empty(value: &Value) -> Value {
+    value.as_array().into_iter().flatten().filter(|item| item.as_str() != Some("")).cloned().collect()
+}
+
+/// What all must hold becomes one: properties and required names are united.
+fn merge_all(out: &mut Map<String, Value>, all: Option<&Value>, inner: &dyn Fn(Value) -> Value) {
+    for branch in all.and_then(Value::as_array).into_iter().flatten() {
+        let Value::Object(branch) = inner(branch.clone()) else { continue };
+        for (word, value) in branch {
+            match (out.get_mut(&word), value) {
+                (Some(Value::Object(known)), Value::Object(more)) if word == "properties" => known.extend(more),
+                (Some(Value::Array(known)), Value::Array(more)) if word == "required" => known.extend(more),
+                (Some(_), _) => {}
+                (None, value) => drop(out.insert(word, value)),
+            }
+        }
+    }
+}
+
+/// What both forms demand of a node: items, names that exist, words for what cannot be said.
+fn finish(out: &mut Map<String, Value>, spoken: &[(&String, &Value)]) {
+    items_of_arrays(out);
+    let names: Option<Vec<String>> = out.get("properties").and_then(Value::as_object).map(|all| all.keys().cloned().collect());
+    if let (Some(names), Some(Value::Array(required))) = (names, out.get_mut("required")) {
+        required.retain(|name| name.as_str().is_some_and(|name| names.iter().any(|known| known == name)));
+        if required.is_empty() {
+            out.shift_remove("required");
+        }
+    }
+    if spoken.is_empty() {
+        return;
+    }
+    let said = spoken.iter().map(|(word, value)| format!("{word}: {value}")).collect::<Vec<_>>().join("; ");
+    let text = match out.get("description").and_then(Value::as_str) {
+        Some(before) => format!("{before} ({said})"),
+        None => said,
+    };
+    out.insert("description".into(), json!(text));
+}
+
+fn items_of_arrays(out: &mut Map<String, Value>) {
+    let is_array = out.get("type") == Some(&json!("array"));
+    let lacks_items = out.get("items").and_then(Value::as_object).is_none_or(Map::is_empty);
+    if is_array && lacks_items && !out.contains_key("prefixItems") {
+        out.insert("items".into(), json!({ "type": "string" }));
+    }
+}

@@ -1,0 +1,330 @@
+//! Writes replies in the client's form from the pieces that other dialects' decoders find: chunk by chunk, or whole.
+//! Texts arrive as JSON literals and are copied as they are.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::chat::{Piece, Sink, Usage};
+
+/// Identity of one reply, as every part of it repeats it.
+struct Identity {
+    id: String,
+    created: u64,
+    model: String,
+}
+
+impl Identity {
+    fn new(id: &str, model: &str, created: u64) -> Self {
+        Self { id: inside(id), created, model: inside(model) }
+    }
+
+    fn learn(&mut self, id: &str, model: &str) {
+        id.clone_into(&mut self.id);
+        if !model.is_empty() {
+            model.clone_into(&mut self.model);
+        }
+    }
+
+    fn open(&self, out: &mut impl Extend<u8>, object: &str) {
+        let Self { id, created, model } = self;
+        let text = format!(
+            "{{\"id\":\"chatcmpl-{id}\",\"object\":\"{object}\",\"created\":{created},\"model\":\"{model}\",\"choices\":["
+        );
+        out.extend(text.into_bytes());
+    }
+}
+
+/// The inside of the JSON literal of a text.
+fn inside(text: &str) -> String {
+    let literal = serde_json::Value::from(text).to_string();
+    literal[1..literal.len() - 1].to_owned()
+}
+
+/// The inside of a literal.
+fn bare(literal: &str) -> &str {
+    literal.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(literal)
+}
+
+/// Writes the chunks of a stream.
+pub struct ChunkWriter {
+    identity: Identity,
+    /// What stands before the choice in every chunk.
+    head: Vec<u8>,
+    /// What stands behind it.
+    tail: &'static [u8],
+    /// Choices that have got their role.
+    begun: u64,
+}
+
+impl ChunkWriter {
+    /// Starts with an identity of our own; `include_usage` says that every chunk names usage.
+    pub fn new(id: &str, model: &str, created: u64, include_usage: bool) -> Self {
+        let tail: &'static [u8] = if include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" };
+        let mut writer = Self { identity: Identity::new(id, model, created), head: Vec::new(), tail, begun: 0 };
+        writer.make_head();
+        writer
+    }
+
+    fn make_head(&mut self) {
+        self.head = b"data: ".to_vec();
+        self.identity.open(&mut self.head, "chat.completion.chunk");
+    }
+
+    /// Takes over the provider's identity.
+    pub fn identify(&mut self, id: &str, model: &str) {
+        self.identity.learn(id, model);
+        self.make_head();
+    }
+
+    /// The event that carries a piece.
+    pub fn chunk(&mut self, choice: u32, piece: &Piece<'_>) -> Bytes {
+        let mut out = BytesMut::with_capacity(self.head.len() + 160 + size(piece));
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(b"{\"index\":");
+        out.extend_from_slice(itoa::Buffer::new().format(choice).as_bytes());
+        out.extend_from_slice(b",\"delta\":{");
+        let bit = 1u64.checked_shl(choice).unwrap_or(0);
+        if self.begun & bit == 0 {
+            self.begun |= bit;
+            out.extend_from_slice(b"\"role\":\"assistant\"");
+            if !matches!(piece, Piece::Text(_)) {
+                out.extend_from_slice(b",\"content\":null");
+            }
+            if has_delta(piece) {
+                out.extend_from_slice(b",");
+            }
+        }
+        write_delta(&mut out, piece);
+        out.extend_from_slice(b"}");
+        match piece {
+            Piece::Logprobs(list) => {
+                out.extend_from_slice(b",\"logprobs\":{\"content\":");
+                out.extend_from_slice(list.as_bytes());
+                out.extend_from_slice(b",\"refusal\":null},\"finish_reason\":null}");
+            }
+            Piece::Finish { reason, native } => {
+                out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":\"");
+                out.extend_from_slice(reason.word().as_bytes());
+                out.extend_from_slice(b"\"");
+                write_native(&mut out, native.as_deref());
+                out.extend_from_slice(b"}");
+            }
+            _ => out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}"),
+        }
+        out.extend_from_slice(self.tail);
+        out.freeze()
+    }
+
+    /// The event that carries the usage alone.
+    pub fn usage(&self, usage: &Usage) -> Bytes {
+        let mut out = BytesMut::from(&self.head[..]);
+        out.extend_from_slice(b"],\"usage\":");
+        out.extend_from_slice(usage.to_openai().to_string().as_bytes());
+        out.extend_from_slice(b"}\n\n");
+        out.freeze()
+    }
+}
+
+/// About how long a piece is.
+fn size(piece: &Piece<'_>) -> usize {
+    match piece {
+        Piece::Text(text)
+        | Piece::Reasoning(text)
+        | Piece::Refusal(text)
+        | Piece::ThinkingBlock(text)
+        | Piece::Signature(text)
+        | Piece::Arguments { text, .. } => text.len(),
+        Piece::Call { id, name, arguments, signature, .. } => {
+            id.len() + name.len() + arguments.len() + signature.map_or(0, str::len)
+        }
+        Piece::Logprobs(list) | Piece::Annotations(list) => list.len(),
+        Piece::Finish { .. } => 32,
+    }
+}
+
+fn has_delta(piece: &Piece<'_>) -> bool {
+    !matches!(piece, Piece::Finish { .. } | Piece::Logprobs(_))
+}
+
+fn write_delta(out: &mut BytesMut, piece: &Piece<'_>) {
+    let mut put = |parts: &[&str]| {
+        for part in parts {
+            out.extend_from_slice(part.as_bytes());
+        }
+    };
+    match piece {
+        Piece::Text(text) => put(&["\"content\":", text]),
+        Piece::Reasoning(text) => put(&["\"reasoning_content\":", text]),
+        Piece::Refusal(text) => put(&["\"refusal\":", text]),
+        Piece::ThinkingBlock(block) => put(&["\"thinking_blocks\":[", block, "]"]),
+        Piece::Signature(text) => put(&["\"extra_content\":", "{\"google\":{\"thought_signature\":", text, "}}"]),
+        Piece::Annotations(list) => put(&["\"annotations\":", list]),
+        Piece::Call { index, .. } => {
+            put(&["\"tool_calls\":[{\"index\":", itoa::Buffer::new().format(*index), ","]);
+            write_call(out, piece);
+            out.extend_from_slice(b"]");
+        }
+        Piece::Arguments { index, text } => {
+            let place = &mut itoa::Buffer::new();
+            put(&["\"tool_calls\":[{\"index\":", place.format(*index), ",\"function\":{\"arguments\":", text, "}}]"]);
+        }
+        Piece::Logprobs(_) | Piece::Finish { .. } => {}
+    }
+}
+
+/// A call without its opening brace and index.
+fn write_call(out: &mut BytesMut, piece: &Piece<'_>) {
+    let Piece::Call { id, name, arguments, signature, .. } = piece else { return };
+    for part in ["\"id\":", id, ",\"type\":\"function\",\"function\":{\"name\":", name, ",\"arguments\":", arguments, "}"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    if let Some(signature) = signature {
+        out.extend_from_slice(b",\"extra_content\":{\"google\":{\"thought_signature\":");
+        out.extend_from_slice(signature.as_bytes());
+        out.extend_from_slice(b"}}");
+    }
+    out.extend_from_slice(b"}");
+}
+
+fn write_native(out: &mut BytesMut, native: Option<&str>) {
+    if let Some(native) = native {
+        out.extend_from_slice(b",\"native_finish_reason\":");
+        out.extend_from_slice(native.as_bytes());
+    }
+}
+
+/// What has come of one choice of a whole reply; texts without their quotes.
+#[derive(Default)]
+struct Gathered {
+    text: Option<String>,
+    reasoning: String,
+    refusal: String,
+    blocks: Vec<String>,
+    calls: Vec<BytesMut>,
+    signature: Option<String>,
+    logprobs: Option<String>,
+    annotations: Option<String>,
+    finish: Option<(&'static str, Option<String>)>,
+}
+
+/// Gathers the pieces of a whole reply and writes it.
+pub struct ReplyWriter {
+    identity: Identity,
+    choices: Vec<Gathered>,
+}
+
+/// More choices than any request may ask for.
+const MAX_CHOICES: u32 = 128;
+
+impl ReplyWriter {
+    /// Starts with an identity of our own.
+    pub fn new(id: &str, model: &str, created: u64) -> Self {
+        Self { identity: Identity::new(id, model, created), choices: Vec::new() }
+    }
+
+    /// Whether no piece has come.
+    pub fn is_empty(&self) -> bool {
+        self.choices.is_empty()
+    }
+
+    /// The body.
+    pub fn finish(self, usage: Option<&Usage>) -> Bytes {
+        let mut out = BytesMut::with_capacity(512);
+        self.identity.open(&mut out, "chat.completion");
+        for (index, choice) in self.choices.into_iter().enumerate() {
+            if index > 0 {
+                out.extend_from_slice(b",");
+            }
+            out.extend_from_slice(format!("{{\"index\":{index},\"message\":").as_bytes());
+            choice.write(&mut out);
+            out.extend_from_slice(b"}");
+        }
+        out.extend_from_slice(b"]");
+        if let Some(usage) = usage {
+            out.extend_from_slice(b",\"usage\":");
+            out.extend_from_slice(usage.to_openai().to_string().as_bytes());
+        }
+        out.extend_from_slice(b"}");
+        out.freeze()
+    }
+}
+
+impl Sink for ReplyWriter {
+    fn identify(&mut self, id: &str, model: &str) {
+        self.identity.learn(id, model);
+    }
+
+    fn piece(&mut self, choice: u32, piece: &Piece<'_>) {
+        let place = choice.min(MAX_CHOICES) as usize;
+        if self.choices.len() <= place {
+            self.choices.resize_with(place + 1, Gathered::default);
+        }
+        self.choices[place].take(piece);
+    }
+}
+
+impl Gathered {
+    fn take(&mut self, piece: &Piece<'_>) {
+        match piece {
+            Piece::Text(text) => self.text.get_or_insert_default().push_str(bare(text)),
+            Piece::Reasoning(text) => self.reasoning.push_str(bare(text)),
+            Piece::Refusal(text) => self.refusal.push_str(bare(text)),
+            Piece::ThinkingBlock(block) => self.blocks.push((*block).to_owned()),
+            Piece::Signature(text) => self.signature = Some((*text).to_owned()),
+            Piece::Logprobs(list) => self.logprobs = Some(list.clone()),
+            Piece::Annotations(list) => self.annotations = Some(list.clone()),
+            Piece::Call { .. } => {
+                let mut call = BytesMut::from("{");
+                write_call(&mut call, piece);
+                self.calls.push(call);
+            }
+            // A whole reply has its arguments whole.
+            Piece::Arguments { .. } => {}
+            Piece::Finish { reason, native } => self.finish = Some((reason.word(), native.as_deref().map(str::to_owned))),
+        }
+    }
+
+    /// The message and what follows it in its choice.
+    fn write(self, out: &mut BytesMut) {
+        let mut put = |parts: &[&str]| {
+            for part in parts {
+                out.extend_from_slice(part.as_bytes());
+            }
+        };
+        put(&["{\"role\":\"assistant\",\"content\":"]);
+        match &self.text {
+            Some(text) => put(&["\"", text, "\""]),
+            None if self.calls.is_empty() && self.refusal.is_empty() => put(&["\"\""]),
+            None => put(&["null"]),
+        }
+        match self.refusal.is_empty() {
+            true => put(&[",\"refusal\":null"]),
+            false => put(&[",\"refusal\":\"", &self.refusal, "\""]),
+        }
+        if !self.reasoning.is_empty() {
+            put(&[",\"reasoning_content\":\"", &self.reasoning, "\""]);
+        }
+        if !self.blocks.is_empty() {
+            put(&[",\"thinking_blocks\":[", &self.blocks.join(","), "]"]);
+        }
+        if let Some(signature) = &self.signature {
+            put(&[",\"extra_content\":{\"google\":{\"thought_signature\":", signature, "}}"]);
+        }
+        if let Some(list) = &self.annotations {
+            put(&[",\"annotations\":", list]);
+        }
+        for (place, call) in self.calls.iter().enumerate() {
+            put(&[if place == 0 { ",\"tool_calls\":[" } else { "," }]);
+            put(&[std::str::from_utf8(call).unwrap_or("{}")]);
+        }
+        if !self.calls.is_empty() {
+            put(&["]"]);
+        }
+        match &self.logprobs {
+            Some(list) => put(&["},\"logprobs\":{\"content\":", list, ",\"refusal\":null},\"finish_reason\":"]),
+            None => put(&["},\"logprobs\":null,\"finish_reason\":"]),
+        }
+        let (reason, native) = self.finish.unwrap_or(("stop", None));
+        put(&["\"", reason, "\""]);
+        write_native(out, native.as_deref());
+    }
+}
