@@ -20,7 +20,7 @@ use crate::attempt::{Flights, Memory, system_roots, tls_config};
 use crate::balance::{CrashRecord, MemberStats, Permits, RetryBudget};
 use crate::chat::{Failure, Keepsake};
 use crate::error::GatewayError;
-use crate::settings::{Backend, Settings};
+use crate::settings::Settings;
 use crate::shard::Shard;
 
 /// What all workers share; nothing here is locked on the path of a request.
@@ -56,13 +56,13 @@ impl Shared {
     /// Extra certificates of a backend that cannot be used, in words.
     pub fn new(settings: Arc<Settings>) -> Result<Arc<Self>, String> {
         // The system's certificates take megabytes: they are read only if something is encrypted.
-        let is_encrypted = |backend: &Backend| backend.base.starts_with("https:");
-        let roots = if settings.backends.iter().any(|b| is_encrypted(b)) { system_roots() } else { RootCertStore::empty() };
+        let roots =
+            if settings.backends.iter().any(|backend| backend.is_encrypted()) { system_roots() } else { RootCertStore::empty() };
         let plain = tls_config(&roots, None)?;
         let mut backends = Vec::new();
         for backend in &settings.backends {
             let tls = match &backend.network.ca_pem {
-                Some(pem) if is_encrypted(backend) => {
+                Some(pem) if backend.is_encrypted() => {
                     tls_config(&roots, Some(pem)).map_err(|error| format!("backend `{}`: caFile: {error}", backend.name))?
                 }
                 Some(_) | None => Arc::clone(&plain),

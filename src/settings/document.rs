@@ -154,6 +154,8 @@ pub(super) struct Config {
     pub project_id: Option<String>,
     pub location: Option<String>,
     pub credentials_file: Option<String>,
+    pub image_urls: Option<String>,
+    pub image_hosts: Vec<String>,
     pub safety_settings: Vec<BTreeMap<String, String>>,
     pub thinking_budgets: BTreeMap<String, u64>,
     pub signature_placeholder: Option<String>,

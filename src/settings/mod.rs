@@ -3,8 +3,10 @@
 //! [`load`] merges file and environment, `walk` checks the tree against [`schema`], `document` types it, `plan` cross-checks
 //! it into the [`Settings`] that everything else receives by value and that never change while the process lives.
 
+mod credential;
 mod document;
 mod families;
+mod google;
 mod load;
 mod plan;
 pub mod schema;
@@ -19,13 +21,15 @@ use std::time::Duration;
 
 use actix_http::header::HeaderValue;
 
-use crate::catalogue::Catalogue;
-
+pub use credential::{AuthorizedUser, GoogleCredential, ServiceAccount, SigningKey};
 pub use document::{Fault, Logs, Parking, Server, Simulated, Telemetry};
 pub use families::family_of;
+pub use google::{ImageUrls, Vertex};
 pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
 pub use units::{Secret, format_size, parse_duration};
 pub use walk::Problem;
+
+use crate::catalogue::Catalogue;
 
 /// Why a configuration is refused: every mistake at once.
 #[derive(Debug)]
@@ -149,10 +153,12 @@ pub struct Backend {
     pub organization: Option<String>,
     /// `OpenAI-Project`.
     pub project: Option<String>,
-    /// Azure's dated API version; `None` is the v1 form.
+    /// Azure's dated API version, where `None` is the v1 form; or Google's version, such as `v1beta`, always set.
     pub api_version: Option<String>,
     /// The Vertex AI project that a google backend speaks to; without it, the Gemini API.
     pub vertex: Option<Vertex>,
+    /// What becomes of image addresses in requests.
+    pub image_urls: ImageUrls,
     /// Extra request headers.
     pub headers: Vec<(String, Secret)>,
     /// Alias to native id; a listed id stands for itself.
@@ -191,15 +197,6 @@ pub struct Backend {
     pub catalogue: Arc<Catalogue>,
     /// The simulated type's behaviour.
     pub simulated: Option<Simulated>,
-}
-
-/// STUB
-#[derive(Debug)]
-pub struct Vertex {
-    /// P
-    pub project: String,
-    /// L
-    pub location: String,
 }
 
 /// What translation into a backend's dialect needs to know.
@@ -387,6 +384,11 @@ fn is_loopback(host: &str) -> bool {
 }
 
 impl Backend {
+    /// Whether it may need the system's trusted certificates: Google's tokens and images come from elsewhere.
+    pub fn is_encrypted(&self) -> bool {
+        self.base.starts_with("https:") || self.kind == BackendType::Google
+    }
+
     /// Whether the configuration itself names the model for this backend.
     pub fn is_configured_for(&self, model: &str) -> bool {
         self.aliases.contains_key(model) || self.default_model.as_deref() == Some(model)

@@ -10,11 +10,12 @@ use sha2::{Digest, Sha256};
 use url::Url;
 
 use super::document::{self, Auth, Config, Document, Entry, Route as RouteEntry};
+use super::google;
 use super::schema::FAULTS;
 use super::walk::{Findings, nearest};
 use super::{
-    Backend, BackendType, ClientKey, Group, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts, Translation,
-    is_loopback,
+    Backend, BackendType, ClientKey, Group, ImageUrls, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts,
+    Translation, is_loopback,
 };
 use crate::catalogue::{Catalogue, Status};
 
@@ -133,6 +134,10 @@ fn backend(
             findings.problem(&format!("{path}.{name}"), "a limit of zero would refuse everything");
         }
     }
+    let is_google = kind == BackendType::Google;
+    let vertex = if is_google { google::vertex(&config, environment, &path, findings) } else { None };
+    let image_urls = if is_google { google::image_urls(&config, &path, findings) } else { ImageUrls::Pass };
+    let api_version = if is_google { Some(google::api_version(&config, &path, findings)) } else { config.api_version.clone() };
     check_credential(&config, &path, findings);
     check_headers(&config, &path, findings);
     check_faults(&config, &path, findings);
@@ -167,11 +172,13 @@ fn backend(
         },
         base,
         entra: config.api_key.is_none() && config.entra_token.is_some(),
-        credential: config.api_key.or(config.entra_token),
+        // A project takes access tokens only.
+        credential: config.api_key.or(config.entra_token).filter(|_| config.project_id.is_none()),
         organization: config.org_id,
         project: config.project,
-        api_version: config.api_version,
-        vertex: None,
+        api_version,
+        vertex,
+        image_urls,
         headers: config.headers.into_iter().collect(),
         aliases,
         default_model,
@@ -210,11 +217,11 @@ fn backend(
 /// Where the requests go, without a trailing slash.
 fn base_url(kind: BackendType, config: &Config) -> String {
     let base = match (&config.endpoint, kind) {
+        (_, BackendType::Google) => return google::base(config),
         (Some(endpoint), _) => endpoint.trim_end_matches('/').to_owned(),
         (None, BackendType::OpenAi) => "https://api.openai.com/v1".into(),
         (None, BackendType::Mistral) => "https://api.mistral.ai/v1".into(),
         (None, BackendType::Anthropic) => "https://api.anthropic.com".into(),
-        (None, BackendType::Google) => "https://generativelanguage.googleapis.com".into(),
         (None, BackendType::Azure | BackendType::Meta | BackendType::Simulated) => String::new(),
     };
     match kind {
@@ -283,7 +290,7 @@ fn read_pem(file: &str, path: &str, findings: &mut Findings) -> Option<Vec<u8>> 
 }
 
 /// The proxy for a base URL: the backend's own, else `HTTPS_PROXY` unless `NO_PROXY` exempts the host.
-fn proxy(
+pub(super) fn proxy(
     own: Option<&str>,
     base: &str,
     environment: &BTreeMap<String, String>,

@@ -254,14 +254,25 @@ const AZURE: &[Key] = &[
 ];
 
 const GOOGLE: &[Key] = &[
-    required_unless("apiKey", Kind::Secret, "projectId", "AI Studio key"),
-    key("projectId", Kind::Text, "Vertex AI project"),
-    key("location", Kind::Text, "Vertex AI location"),
-    key("credentialsFile", Kind::Text, "service account or user credentials"),
+    required_unless("apiKey", Kind::Secret, "projectId", "Gemini API key; not used with projectId"),
+    key("projectId", Kind::Text, "Vertex AI project: requests go to Vertex AI with access tokens, also where a key is set"),
+    key("location", Kind::Text, "Vertex AI location, default global"),
+    key(
+        "credentialsFile",
+        Kind::Text,
+        "service account or authorized user file for Vertex AI; default: application default credentials, then the metadata server",
+    ),
+    key("apiVersion", Kind::Text, "version in the path, default v1beta, with projectId v1beta1"),
     key("safetySettings", Kind::List(&Kind::Map(&Kind::Text)), "passed to the model"),
     key("thinkingBudgets", Kind::Map(&Kind::Integer(0, 10_000_000)), BUDGETS),
     key("signaturePlaceholder", Kind::Text, "stands for a thought signature that is lost"),
-    key("endpoint", Kind::Url, "base URL"),
+    key(
+        "imageUrls",
+        Kind::Choice(&["fetch", "pass"]),
+        "fetch images by their https address, or pass the address on; default fetch",
+    ),
+    key("imageHosts", Kind::List(&Kind::Text), "hosts whose images are fetched although they are private or without TLS"),
+    key("endpoint", Kind::Url, "base URL, default by location"),
 ];
 
 const META: &[Key] = &[

@@ -35,7 +35,11 @@ pub(super) struct Findings {
 
 impl Findings {
     pub(super) fn problem(&mut self, path: &str, reason: impl Into<String>) {
-        self.problems.push(Problem { path: path.to_owned(), reason: reason.into() });
+        let problem = Problem { path: path.to_owned(), reason: reason.into() };
+        // A variable that two backends read is wrong once.
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 }
 
