@@ -21,8 +21,8 @@ use super::pool::crash_failure;
 use super::slots::{JobQueue, Slots, Up};
 use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Remember, Retire, RetireReport};
 use crate::attempt::{
-    Cut, End, FlightGuard, FlightPlan, Flights, HttpClient, Settled, Station, Tower, Transport, Verdict, panic_message, warm_up,
-    work,
+    Cut, End, FlightGuard, FlightPlan, Flights, HttpClient, Minter, Settled, Station, Tower, Transport, Verdict, panic_message,
+    warm_up, work,
 };
 use crate::balance::Permit;
 use crate::chat::{Keepsake, Usage};
@@ -108,7 +108,8 @@ impl Provider {
         };
         let budget = Rc::clone(&slots.providers[index].budget);
         let memory = Rc::clone(&slots.providers[index].memory);
-        let station = Rc::new(Station { backend, codec, transport, budget, memory });
+        let minter = Minter::of(&backend, &shared.tls);
+        let station = Rc::new(Station { backend, codec, transport, minter, budget, memory });
         if warm && matches!(station.transport, Transport::Http(_)) {
             actix_rt::spawn(warm_up(Rc::clone(&station)));
         }
@@ -168,6 +169,7 @@ impl Provider {
         let flight = self.flights.enter(FlightPlan {
             id: Arc::clone(&parts.call.id),
             backend: Arc::clone(&self.station.backend),
+            minter: self.station.minter.clone(),
             pool: parts.pool,
             member: parts.member,
             stream: parts.call.is_stream(),

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::live::Upstream;
+use super::token::Minter;
 use crate::balance::Permit;
 use crate::chat::{FailureClass, Keepsake, Phase, Usage};
 use crate::error::GatewayError;
@@ -148,6 +149,8 @@ pub struct Flight {
     pub id: Arc<str>,
     /// Who it goes to.
     pub backend: Arc<Backend>,
+    /// What its access tokens come from, if it takes any.
+    pub minter: Option<Rc<Minter>>,
     /// The pool that sent the job.
     pub pool: u16,
     /// Place of the member in that pool.
@@ -207,6 +210,7 @@ impl Flights {
             flights: Rc::clone(self),
             id: plan.id,
             backend: plan.backend,
+            minter: plan.minter,
             pool: plan.pool,
             member: plan.member,
             started: now,
@@ -283,6 +287,8 @@ pub struct FlightPlan {
     pub id: Arc<str>,
     /// Who it goes to.
     pub backend: Arc<Backend>,
+    /// What its access tokens come from, if it takes any.
+    pub minter: Option<Rc<Minter>>,
     /// The pool that sent the job.
     pub pool: u16,
     /// Place of the member in that pool.

@@ -51,8 +51,8 @@ impl HttpClient {
         headers.push((header::USER_AGENT, HeaderValue::from_static(concat!("stagedoor/", env!("CARGO_PKG_VERSION")))));
         headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
         Self {
-            pooled: RefCell::new(client(backend, tls, KEEP_ALIVE)),
-            fresh: client(backend, tls, Duration::ZERO),
+            pooled: RefCell::new(own_client(backend, tls, KEEP_ALIVE)),
+            fresh: own_client(backend, tls, Duration::ZERO),
             headers,
             fixed: RefCell::default(),
             by_model: RefCell::default(),
@@ -73,16 +73,24 @@ impl HttpClient {
             Address::Known { model, stream, make } if request.pooled => {
                 self.known(request.endpoint, model.map(|model| (model, *stream)), *make)?
             }
-            Address::Known { make, .. } => self.freeze(&client, &request.method, &make(), &[])?,
+            Address::Known { make, .. } => self.freeze(&client, &request.method, &make(), &json())?,
             Address::Own(url) => self.freeze(&client, &request.method, url, request.headers)?,
         };
+        let extra = match &request.url {
+            // A streamed body always has an address of its own.
+            Address::Known { .. } => request.headers,
+            Address::Own(_) => &[],
+        };
         let sending = match request.body {
+            OutgoingBody::Full(body) if !extra.is_empty() => {
+                frozen.extra_headers(extra.iter().cloned().collect()).send_body(body)
+            }
             OutgoingBody::Full(body) if body.is_empty() && request.method != Method::POST => frozen.send(),
             OutgoingBody::Full(body) => frozen.send_body(body),
             OutgoingBody::Stream { length: Some(length), bytes } => frozen.send_body(SizedStream::new(length, bytes)),
             OutgoingBody::Stream { length: None, bytes } => frozen.send_stream(bytes),
         };
-        let reply = sending.await.map_err(|error| self.name_error(&error))?;
+        let reply = sending.await.map_err(|error| name_error(&error, "the provider", self.backend.timeouts.connect))?;
         Ok(Incoming::Http(Box::new(reply)))
     }
 
@@ -92,7 +100,7 @@ impl HttpClient {
         let sent = self.sent.get() + 1;
         self.sent.set(sent);
         if sent > 1 && sent % most == 1 % most {
-            *self.pooled.borrow_mut() = client(&self.backend, &self.tls, KEEP_ALIVE);
+            *self.pooled.borrow_mut() = own_client(&self.backend, &self.tls, KEEP_ALIVE);
             self.fixed.replace([const { None }; 4]);
             self.by_model.borrow_mut().clear();
         }
@@ -104,10 +112,7 @@ impl HttpClient {
         model: Option<(&str, bool)>,
         make: &dyn Fn() -> String,
     ) -> Result<FrozenClientRequest, SendFailure> {
-        let fresh = || {
-            let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-            self.freeze(&self.pooled.borrow(), &Method::POST, &make(), &json)
-        };
+        let fresh = || self.freeze(&self.pooled.borrow(), &Method::POST, &make(), &json());
         let Some((model, stream)) = model else {
             let mut fixed = self.fixed.borrow_mut();
             let place = &mut fixed[endpoint as usize];
@@ -138,46 +143,48 @@ impl HttpClient {
         let uri = Uri::try_from(url).map_err(|_| unsendable("the address for this request is not valid"))?;
         let mut request = client.request(method.clone(), uri);
         if headers.is_empty() {
-            request = request.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+            request = request.insert_header(json()[0].clone());
         }
         for (name, value) in headers.iter().chain(&self.headers) {
             request = request.insert_header((name.clone(), value.clone()));
         }
         request.freeze().map_err(|_| unsendable("the request could not be formed"))
     }
+}
 
-    /// Names a transport error by what it means for a retry.
-    fn name_error(&self, error: &SendRequestError) -> SendFailure {
-        let socket = |message: &str, sent| SendFailure { failure: Failure::new(FailureClass::Socket, message), sent };
-        match error {
-            SendRequestError::Connect(ConnectError::Timeout) => SendFailure {
-                failure: Failure::new(
-                    FailureClass::Timeout(Phase::Connect),
-                    format!("no connection to the provider within {:?}", self.backend.timeouts.connect),
-                ),
-                sent: false,
-            },
-            // awc's name for an end of file before the head, on a new connection as well as on a used one.
-            SendRequestError::Connect(ConnectError::Disconnected) => {
-                socket("the provider closed the connection before it answered", true)
-            }
-            SendRequestError::Connect(ConnectError::Resolver(_) | ConnectError::NoRecords | ConnectError::Unresolved) => {
-                socket("the provider's host name could not be resolved", false)
-            }
-            SendRequestError::Connect(error) => socket(&format!("no connection to the provider: {}", kind_of(error)), false),
-            SendRequestError::Url(_) | SendRequestError::Http(_) => unsendable("the request could not be formed"),
-            SendRequestError::Response(actix_http::error::ParseError::Io(_))
-            | SendRequestError::Send(_)
-            | SendRequestError::H2(_) => socket("the connection to the provider broke before it answered", true),
-            SendRequestError::Response(_) => {
-                SendFailure { failure: Failure::new(FailureClass::Malformed, "the provider's answer is not HTTP"), sent: true }
-            }
-            SendRequestError::Body(_) => SendFailure {
-                failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, "the request body broke off") },
-                sent: true,
-            },
-            _ => socket("the request to the provider failed", true),
+fn json() -> [(HeaderName, HeaderValue); 1] {
+    [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]
+}
+
+/// Names a transport error by what it means for a retry; `whom` says who did not answer.
+pub(super) fn name_error(error: &SendRequestError, whom: &str, connect: Duration) -> SendFailure {
+    let socket = |message: String, sent| SendFailure { failure: Failure::new(FailureClass::Socket, message), sent };
+    match error {
+        SendRequestError::Connect(ConnectError::Timeout) => SendFailure {
+            failure: Failure::new(FailureClass::Timeout(Phase::Connect), format!("no connection to {whom} within {connect:?}")),
+            sent: false,
+        },
+        // awc's name for an end of file before the head, on a new connection as well as on a used one.
+        SendRequestError::Connect(ConnectError::Disconnected) => {
+            socket(format!("{whom} closed the connection before it answered"), true)
         }
+        SendRequestError::Connect(ConnectError::Resolver(_) | ConnectError::NoRecords | ConnectError::Unresolved) => {
+            socket(format!("the host name of {whom} could not be resolved"), false)
+        }
+        SendRequestError::Connect(error) => socket(format!("no connection to {whom}: {}", kind_of(error)), false),
+        SendRequestError::Url(_) | SendRequestError::Http(_) => unsendable("the request could not be formed"),
+        SendRequestError::Response(actix_http::error::ParseError::Io(_))
+        | SendRequestError::Send(_)
+        | SendRequestError::H2(_) => socket(format!("the connection to {whom} broke before it answered"), true),
+        SendRequestError::Response(_) => SendFailure {
+            failure: Failure::new(FailureClass::Malformed, format!("the answer of {whom} is not HTTP")),
+            sent: true,
+        },
+        SendRequestError::Body(_) => SendFailure {
+            failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, "the request body broke off") },
+            sent: true,
+        },
+        _ => socket(format!("the request to {whom} failed"), true),
     }
 }
 
@@ -210,9 +217,14 @@ fn unsendable(message: &str) -> SendFailure {
     SendFailure { failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, message) }, sent: false }
 }
 
-fn client(backend: &Backend, tls: &Arc<ClientConfig>, keep_alive: Duration) -> Client {
+fn own_client(backend: &Backend, tls: &Arc<ClientConfig>, keep_alive: Duration) -> Client {
+    client(Dialer::new(backend.network.proxy.clone()), backend, tls, keep_alive)
+}
+
+/// A client under a backend's limits; the dialer says by which way.
+pub(super) fn client(dialer: Dialer, backend: &Backend, tls: &Arc<ClientConfig>, keep_alive: Duration) -> Client {
     let connector = Connector::new()
-        .connector(Dialer::new(backend.network.proxy.clone()))
+        .connector(dialer)
         .rustls_0_23(Arc::clone(tls))
         // Permits bound what is in flight; awc's own limit would block silently.
         .limit(0)

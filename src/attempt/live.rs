@@ -277,7 +277,7 @@ impl LiveBody {
         let is_events = upstream.as_ref().is_none_or(|upstream| matches!(upstream.meter, Meter::Events(_)));
         let usage = upstream.as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
         self.close(End::Truncated(failure.class), usage);
-        let failure = super::redact(&self.flight.backend, failure.clone());
+        let failure = super::redact(&self.flight.backend, self.flight.minter.as_deref(), failure.clone());
         let form = GatewayError::Upstream(Box::new(failure)).form();
         Some(last_words(is_events, &form.message, &form.kind, form.code.as_deref().unwrap_or("upstream_error")))
     }

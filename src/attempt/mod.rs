@@ -7,11 +7,14 @@ mod http_client;
 mod live;
 mod memory;
 mod replies;
+#[cfg(test)]
+mod scripted;
+mod station;
+mod token;
 mod transport;
 mod tries;
 
 use std::any::Any;
-use std::cell::RefCell;
 use std::sync::Arc;
 
 pub use call::{
@@ -21,33 +24,21 @@ pub use flight::{Cut, End, Flight, FlightGuard, FlightPlan, FlightView, Flights,
 pub use http_client::{HttpClient, system_roots, tls_config};
 pub use live::{COMMENT, LiveBody};
 pub use memory::Memory;
+pub use station::Station;
+pub use token::{Minter, Token};
 pub use transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure, Transport};
 pub use tries::{Verdict, warm_up, work};
 
-use crate::balance::RetryBudget;
 use crate::chat::Failure;
-use crate::dialect::Codec;
 use crate::settings::{Backend, Secret};
 
-/// Everything an attempt needs of its provider generation.
-pub struct Station {
-    /// The backend.
-    pub backend: Arc<Backend>,
-    /// Its dialect.
-    pub codec: Codec,
-    /// How it is reached.
-    pub transport: Transport,
-    /// What retries may be spent; shared by the generations of this worker.
-    pub budget: std::rc::Rc<RefCell<RetryBudget>>,
-    /// What the provider wants back with its tool calls; shared by the generations of this worker.
-    pub memory: std::rc::Rc<RefCell<Memory>>,
-}
-
 /// Names the backend that failed. The provider's words must not repeat the credential they refuse.
-pub(crate) fn redact(backend: &Backend, mut failure: Failure) -> Failure {
+pub(crate) fn redact(backend: &Backend, minter: Option<&Minter>, mut failure: Failure) -> Failure {
     failure.backend = Some(Arc::clone(&backend.name));
     let account = backend.organization.iter().chain(&backend.project).map(String::as_str);
-    let secrets = backend.credential.iter().chain(backend.headers.iter().map(|(_, value)| value)).map(Secret::expose);
+    let tokens = minter.map(Minter::secrets).unwrap_or_default();
+    let secrets =
+        backend.credential.iter().chain(backend.headers.iter().map(|(_, value)| value)).chain(&tokens).map(Secret::expose);
     for secret in secrets.chain(account).filter(|secret| !secret.is_empty()) {
         let texts = [Some(&mut failure.message), failure.kind.as_mut(), failure.param.as_mut(), failure.code.as_mut()];
         for text in texts.into_iter().flatten().filter(|text| text.contains(secret)) {

@@ -31,7 +31,8 @@ pub struct Outgoing<'a> {
     pub method: Method,
     /// Full address.
     pub url: Address<'a>,
-    /// Headers beside those of the backend.
+    /// Headers beside those of the backend. At a known address they go over the backend's own; at an address of its own,
+    /// where they are the client's, below.
     pub headers: &'a [(HeaderName, HeaderValue)],
     /// Body.
     pub body: OutgoingBody,

@@ -67,7 +67,7 @@ pub async fn work(
             // Nothing was asked of anybody.
             ledger.attempts -= 1;
         }
-        let failure = redact(backend, failure);
+        let failure = redact(backend, station.minter.as_deref(), failure);
         if let Some(flight) = flight {
             flight.within_span(|| log_failure(&failure));
         }
@@ -244,7 +244,7 @@ async fn one_try(
 /// Sends a request and awaits the head of its reply.
 async fn send(station: &Station, request: Outgoing<'_>, ledger: &mut Ledger, ends: Instant) -> Result<Incoming, Failure> {
     let begun = Instant::now();
-    match timeout_at(ends, station.transport.send(request)).await {
+    match timeout_at(ends, station.send(request, ends)).await {
         Ok(Ok(incoming)) => {
             ledger.sent = true;
             Ok(incoming)
@@ -290,13 +290,14 @@ pub async fn warm_up(station: Rc<Station>) {
         body: OutgoingBody::Full(Bytes::new()),
         pooled: true,
     };
+    let limit = station.backend.timeouts.connect * 2;
     let warming = async {
-        if let Ok(mut incoming) = station.transport.send(request).await {
+        if let Ok(mut incoming) = station.send(request, Instant::now() + limit).await {
             // Read to the end, else the connection is not kept.
             let _ = collect(&mut incoming, 8 << 20).await;
         }
     };
-    let _ = tokio::time::timeout(station.backend.timeouts.connect * 2, warming).await;
+    let _ = tokio::time::timeout(limit, warming).await;
 }
 
 /// STUB
