@@ -21,8 +21,8 @@ use super::pool::crash_failure;
 use super::slots::{JobQueue, Slots, Up};
 use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Remember, Retire, RetireReport};
 use crate::attempt::{
-    Cut, End, FlightGuard, FlightPlan, Flights, HttpClient, Minter, Settled, Station, Tower, Transport, Verdict, panic_message,
-    warm_up, work,
+    Cut, End, Fetcher, FlightGuard, FlightPlan, Flights, HttpClient, Minter, Settled, Station, Tower, Transport, Verdict,
+    panic_message, warm_up, work,
 };
 use crate::balance::Permit;
 use crate::chat::{Keepsake, Usage};
@@ -109,7 +109,9 @@ impl Provider {
         let budget = Rc::clone(&slots.providers[index].budget);
         let memory = Rc::clone(&slots.providers[index].memory);
         let minter = Minter::of(&backend, &shared.tls);
-        let station = Rc::new(Station { backend, codec, transport, minter, budget, memory });
+        let held_limit = slots.shared.settings.server.max_body_in_flight;
+        let fetcher = Fetcher::of(&backend, &shared.tls, &slots.shared.body_bytes, held_limit);
+        let station = Rc::new(Station { backend, codec, transport, minter, fetcher, budget, memory });
         if warm && matches!(station.transport, Transport::Http(_)) {
             actix_rt::spawn(warm_up(Rc::clone(&station)));
         }

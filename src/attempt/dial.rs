@@ -3,7 +3,9 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use actix_http::Uri;
@@ -15,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use url::Url;
 
+use super::guard::{Guard, NotPublic};
+
 /// Longest reply head of a proxy in bytes.
 const PROXY_HEAD: usize = 8 << 10;
 
@@ -22,12 +26,19 @@ const PROXY_HEAD: usize = 8 << 10;
 #[derive(Clone)]
 pub(super) struct Dialer {
     proxy: Option<Url>,
+    /// Decides about addresses, where clients name the hosts.
+    guard: Option<Rc<Guard>>,
 }
 
 impl Dialer {
     /// Dials through the proxy, if there is one.
     pub(super) fn new(proxy: Option<Url>) -> Self {
-        Self { proxy }
+        Self { proxy, guard: None }
+    }
+
+    /// Dials only what the guard admits. A name is resolved once, here: what was checked is what is dialled, by a proxy too.
+    pub(super) fn guarded(proxy: Option<Url>, guard: Rc<Guard>) -> Self {
+        Self { proxy, guard: Some(guard) }
     }
 }
 
@@ -41,23 +52,41 @@ impl Service<ConnectInfo<Uri>> for Dialer {
     }
 
     fn call(&self, target: ConnectInfo<Uri>) -> Self::Future {
-        let proxy = self.proxy.clone();
+        let Self { proxy, guard } = self.clone();
         Box::pin(async move {
             let uri = target.request().clone();
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = target.port();
-            let stream = match &proxy {
-                None => {
-                    let found = tokio::net::lookup_host((host.as_str(), port)).await;
-                    let addresses: Vec<_> = found.map_err(|error| ConnectError::Resolver(Box::new(error)))?.collect();
+            let stream = match (&proxy, &guard) {
+                (None, None) => {
+                    let addresses = resolve(&host, port).await?;
                     TcpStream::connect(addresses.as_slice()).await.map_err(ConnectError::Io)?
                 }
-                Some(proxy) => tunnel(proxy, &host, port).await.map_err(ConnectError::Io)?,
+                (None, Some(guard)) => {
+                    let addresses = resolve_guarded(guard, &host, port).await?;
+                    TcpStream::connect(addresses.as_slice()).await.map_err(ConnectError::Io)?
+                }
+                (Some(proxy), None) => tunnel(proxy, &host, port).await.map_err(ConnectError::Io)?,
+                (Some(proxy), Some(guard)) => {
+                    let addresses = resolve_guarded(guard, &host, port).await?;
+                    let address = addresses.first().ok_or(ConnectError::NoRecords)?;
+                    tunnel(proxy, &address.ip().to_string(), port).await.map_err(ConnectError::Io)?
+                }
             };
             stream.set_nodelay(true).map_err(ConnectError::Io)?;
             Ok(Connection::new(uri, Socket(stream)))
         })
     }
+}
+
+async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    let found = tokio::net::lookup_host((host, port)).await;
+    Ok(found.map_err(|error| ConnectError::Resolver(Box::new(error)))?.collect())
+}
+
+async fn resolve_guarded(guard: &Guard, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    let addresses = resolve(host, port).await?;
+    if guard.admits(host, port, &addresses) { Ok(addresses) } else { Err(ConnectError::Io(io::Error::other(NotPublic))) }
 }
 
 thread_local! {

@@ -2,7 +2,9 @@
 
 mod call;
 mod dial;
+mod fetch;
 mod flight;
+mod guard;
 mod http_client;
 mod live;
 mod memory;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 pub use call::{
     Answer, AnswerBody, AnswerHeaders, BodyHold, Call, Ledger, Passthrough, PayloadStream, Reply, ReplySender, StreamedBody,
 };
+pub use fetch::{Fetcher, Images};
 pub use flight::{Cut, End, Flight, FlightGuard, FlightPlan, FlightView, Flights, Settled, Tower};
 pub use http_client::{HttpClient, system_roots, tls_config};
 pub use live::{COMMENT, LiveBody};

@@ -13,7 +13,7 @@ pub(super) type Reply = (u16, String, Vec<u8>);
 /// A server, and the requests that it was sent.
 pub(super) struct Scripted {
     pub(super) address: SocketAddr,
-    requests: Rc<RefCell<Vec<String>>>,
+    pub(super) requests: Rc<RefCell<Vec<String>>>,
 }
 
 impl Scripted {

@@ -10,6 +10,7 @@ use actix_http::header::{HeaderName, HeaderValue};
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
+use super::fetch::Fetcher;
 use super::memory::Memory;
 use super::token::{Minter, Token};
 use super::transport::{Incoming, Outgoing, OutgoingBody, SendFailure, Transport};
@@ -28,6 +29,8 @@ pub struct Station {
     pub transport: Transport,
     /// What its access tokens come from, if it takes any.
     pub minter: Option<Rc<Minter>>,
+    /// Fetches what its dialect cannot pass on by address, if there is such a thing.
+    pub fetcher: Option<Fetcher>,
     /// What retries may be spent; shared by the generations of this worker.
     pub budget: Rc<RefCell<RetryBudget>>,
     /// What the provider wants back with its tool calls; shared by the generations of this worker.
@@ -115,6 +118,7 @@ mod tests {
             minter: Minter::of(&backend, &tls),
             codec: crate::dialect::Dialect::codec(&backend),
             memory: Rc::default(),
+            fetcher: None,
             budget: Rc::new(RefCell::new(RetryBudget::new(Instant::now().into_std()))),
             backend,
         }

@@ -1,5 +1,6 @@
 //! The tries of one job at one backend: the failure table's retries, each try under its phase limits.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -13,6 +14,7 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span, info_span};
 
 use super::call::{Answer, Call, Ledger};
+use super::fetch::Images;
 use super::flight::FlightGuard;
 use super::replies::{Head, collect, error_reply, pass_through, stream_reply, whole_body, whole_reply};
 use super::transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure};
@@ -47,6 +49,8 @@ pub async fn work(
     let backend = &station.backend;
     let model = backend.native_model(call.requested_model(), only || call.passthrough.is_some()).unwrap_or_default();
     station.budget.borrow_mut().earn();
+    // Fetched once for all tries.
+    let mut images = None;
     let mut resent = false;
     let mut tries_here = 0;
     loop {
@@ -58,7 +62,7 @@ pub async fn work(
         if let Some(flight) = flight {
             flight.begin_try(span);
         }
-        let result = one_try(station, call, model, ledger, flight, !resent).instrument(inside).await;
+        let result = one_try(station, call, model, ledger, flight, &mut images, !resent).instrument(inside).await;
         let failure = match result {
             Ok(answer) => return Verdict::Answer(answer),
             Err(failure) => failure,
@@ -147,6 +151,7 @@ async fn one_try(
     model: &str,
     ledger: &mut Ledger,
     flight: &mut Option<FlightGuard>,
+    images: &mut Option<Images>,
     pooled: bool,
 ) -> Result<Box<Answer>, Failure> {
     let backend = &station.backend;
@@ -158,7 +163,15 @@ async fn one_try(
     let head_ends = if is_upload { call.deadline.min(now + limits.total) } else { attempt_ends.min(now + limits.head) };
 
     let codec = &station.codec;
-    let images = images(station, call, attempt_ends).await?;
+    if let (None, Some(fetcher)) = (&images, &station.fetcher) {
+        let urls = codec.images(call.endpoint, &call.body, &call.scan)?;
+        *images = Some(if urls.is_empty() {
+            Images::default()
+        } else {
+            fetcher.fetch_all(urls.iter().map(String::as_str), attempt_ends).await?
+        });
+    }
+    let none = HashMap::new();
     let ask = Ask {
         endpoint: call.endpoint,
         body: &call.body,
@@ -168,7 +181,7 @@ async fn one_try(
         id: &call.id,
         now: unix_seconds(),
         recall: &|id| station.memory.borrow().recall(id),
-        images: &images,
+        images: images.as_deref().unwrap_or(&none),
     };
     let mut dropped = SmallVec::new();
     let mut own_headers = Vec::new();
@@ -298,13 +311,4 @@ pub async fn warm_up(station: Rc<Station>) {
         }
     };
     let _ = tokio::time::timeout(limit, warming).await;
-}
-
-/// STUB
-async fn images(
-    _s: &Station,
-    _c: &Call,
-    _e: Instant,
-) -> Result<std::collections::HashMap<String, crate::dialect::Image>, Failure> {
-    Ok(Default::default())
 }

@@ -32,9 +32,33 @@ pub enum ImageUrls {
     Pass,
     /// The gateway fetches them.
     Fetch {
-        /// `host` or `host:port` that may be fetched although it is private or without TLS; lower case.
-        hosts: Vec<String>,
+        /// What may be fetched although it is private or without TLS.
+        hosts: Vec<ImageHost>,
     },
+}
+
+/// A host that the operator lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageHost {
+    /// Name or address, as a URL has it, IPv6 without brackets.
+    pub host: String,
+    /// The only port, if one is written.
+    pub port: Option<u16>,
+}
+
+impl ImageHost {
+    /// Reads `host` or `host:port`.
+    fn parse(text: &str) -> Option<Self> {
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !text.ends_with(']') => (host, Some(port.parse().ok()?)),
+            _ => (text, None),
+        };
+        // The name comes out as it does of the addresses that clients give.
+        let url = Url::parse(&format!("https://{host}/")).ok()?;
+        let plain = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        let is_host = !host.contains(['/', '?', '#', '@', '*']) && url.port().is_none();
+        is_host.then_some(Self { host: plain, port })
+    }
 }
 
 /// Where requests go, without a trailing slash and without a version.
@@ -116,12 +140,13 @@ pub(super) fn vertex(
 
 /// What becomes of image addresses.
 pub(super) fn image_urls(config: &Config, path: &str, findings: &mut Findings) -> ImageUrls {
-    let hosts: Vec<String> = config.image_hosts.iter().map(|host| host.to_lowercase()).collect();
-    for (index, host) in hosts.iter().enumerate() {
-        let is_host = Url::parse(&format!("https://{host}"))
-            .is_ok_and(|url| url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty());
-        if !is_host || host.contains(['*', '/']) {
-            findings.problem(&format!("{path}.imageHosts[{index}]"), "write a host name or address, with or without a port");
+    let mut hosts = Vec::new();
+    for (index, text) in config.image_hosts.iter().enumerate() {
+        match ImageHost::parse(text) {
+            Some(host) => hosts.push(host),
+            None => {
+                findings.problem(&format!("{path}.imageHosts[{index}]"), "write a host name or address, with or without a port");
+            }
         }
     }
     match config.image_urls.as_deref() {
@@ -299,12 +324,14 @@ mod tests {
     #[test]
     fn image_hosts_are_hosts() {
         let settings =
-            load(&json!({ "apiKey": "k", "imageHosts": ["Images.Internal", "10.0.0.1:8080", "[::1]:80"] }), &[]).unwrap();
-        let hosts = ["images.internal", "10.0.0.1:8080", "[::1]:80"].map(str::to_owned).into();
+            load(&json!({ "apiKey": "k", "imageHosts": ["Images.Internal", "10.0.0.1:8080", "[::1]:80", "[::1]"] }), &[])
+                .unwrap();
+        let host = |host: &str, port| ImageHost { host: host.to_owned(), port };
+        let hosts = vec![host("images.internal", None), host("10.0.0.1", Some(8_080)), host("::1", Some(80)), host("::1", None)];
         assert_eq!(settings.backends[0].image_urls, ImageUrls::Fetch { hosts });
         let settings = load(&json!({ "apiKey": "k", "imageUrls": "pass" }), &[]).unwrap();
         assert_eq!(settings.backends[0].image_urls, ImageUrls::Pass);
-        for wrong in ["https://a", "a/b", "*", "*.example.com", "a b", ""] {
+        for wrong in ["https://a", "a/b", "*", "*.example.com", "a b", "", "a:b", "a:70000", "u@a", "::1"] {
             assert!(load(&json!({ "apiKey": "k", "imageHosts": [wrong] }), &[]).is_err(), "{wrong}");
         }
     }

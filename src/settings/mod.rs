@@ -24,7 +24,7 @@ use actix_http::header::HeaderValue;
 pub use credential::{AuthorizedUser, GoogleCredential, ServiceAccount, SigningKey};
 pub use document::{Fault, Logs, Parking, Server, Simulated, Telemetry};
 pub use families::family_of;
-pub use google::{ImageUrls, Vertex};
+pub use google::{ImageHost, ImageUrls, Vertex};
 pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
 pub use units::{Secret, format_size, parse_duration};
 pub use walk::Problem;
