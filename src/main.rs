@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use stagedoor::settings::{self, Simulated};
+use stagedoor::settings::{self, Simulated, SimulatedDialect};
 use stagedoor::startup::Application;
 use stagedoor::{simulate, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,9 +34,9 @@ enum Command {
     Schema,
     /// Serve the simulated provider on a port of its own.
     Simulate {
-        /// Wire format of the answers.
-        #[arg(long, default_value = "openai", value_parser = ["openai"])]
-        dialect: String,
+        /// Wire format of the answers; default openai, or what the behaviour says.
+        #[arg(long, value_parser = ["openai", "anthropic", "google"])]
+        dialect: Option<String>,
         /// Port on the loopback interface; 0 picks a free one.
         #[arg(long, default_value_t = 0)]
         port: u16,
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Some(Command::Check) => check(arguments.config.as_deref()),
-        Some(Command::Simulate { port, behaviour, .. }) => serve_simulated(port, &behaviour),
+        Some(Command::Simulate { dialect, port, behaviour }) => serve_simulated(dialect.as_deref(), port, &behaviour),
         Some(Command::Run) | None => run(arguments.config.as_deref()),
     };
     match result {
@@ -112,13 +112,15 @@ fn run(config: Option<&Path>) -> anyhow::Result<()> {
     })
 }
 
-fn serve_simulated(port: u16, behaviour: &str) -> anyhow::Result<()> {
-    let behaviour: Simulated = settings::simulated_from_json(behaviour).map_err(anyhow::Error::msg)?;
+fn serve_simulated(dialect: Option<&str>, port: u16, behaviour: &str) -> anyhow::Result<()> {
+    let behaviour: Simulated = settings::simulated_from_json(behaviour, dialect).map_err(anyhow::Error::msg)?;
+    // Clients of the other dialects add the version themselves.
+    let base = if behaviour.dialect == SimulatedDialect::OpenAi { "/v1" } else { "" };
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     let address = listener.local_addr()?;
     actix::System::new().block_on(async move {
         let server = simulate::server::serve(listener, behaviour)?;
-        say(&format!("listening on http://{address}/v1"));
+        say(&format!("listening on http://{address}{base}"));
         let handle = server.handle();
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {

@@ -127,9 +127,12 @@ pub enum Codec {
 impl Dialect {
     /// The dialect a backend speaks.
     pub fn of(backend: &Backend) -> Self {
-        match backend.kind {
-            BackendType::OpenAi | BackendType::Azure | BackendType::Meta | BackendType::Mistral => Self::OpenAi,
-            BackendType::Simulated => Self::OpenAi,
+        match backend.wire_type() {
+            BackendType::OpenAi
+            | BackendType::Azure
+            | BackendType::Meta
+            | BackendType::Mistral
+            | BackendType::Simulated => Self::OpenAi,
             BackendType::Anthropic => Self::Anthropic,
             BackendType::Google => Self::Google,
         }

@@ -213,10 +213,20 @@ impl Default for Names {
     }
 }
 
+/// Wire format of the simulated type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SimulatedDialect {
+    OpenAi,
+    Anthropic,
+    Google,
+}
+
 /// What only the simulated type takes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Simulated {
+    pub dialect: SimulatedDialect,
     pub first_token: Duration,
     pub tokens_per_second: f64,
     /// Share by which times vary.
@@ -229,6 +239,7 @@ pub struct Simulated {
 impl Default for Simulated {
     fn default() -> Self {
         Self {
+            dialect: SimulatedDialect::OpenAi,
             first_token: Duration::from_millis(50),
             tokens_per_second: 100.0,
             jitter: 0.0,

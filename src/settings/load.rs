@@ -120,12 +120,15 @@ fn schema_path(variable: &str) -> Result<String, String> {
     }
 }
 
-/// Reads the behaviour of a simulated backend from JSON, checked like the `config` of one.
+/// Reads the behaviour of a simulated backend from JSON, checked like the `config` of one; `dialect` overrides its own.
 ///
 /// # Errors
 /// Every mistake, in words.
-pub fn simulated_from_json(text: &str) -> Result<super::Simulated, String> {
-    let config: Value = serde_json::from_str(text).map_err(|error| format!("the behaviour is not JSON: {error}"))?;
+pub fn simulated_from_json(text: &str, dialect: Option<&str>) -> Result<super::Simulated, String> {
+    let mut config: Value = serde_json::from_str(text).map_err(|error| format!("the behaviour is not JSON: {error}"))?;
+    if let (Some(dialect), Some(keys)) = (dialect, config.as_object_mut()) {
+        keys.insert("dialect".to_owned(), dialect.into());
+    }
     let document = serde_json::json!({ "backends": [{ "name": "simulated", "type": "simulated", "config": config }] });
     let settings = from_text("behaviour", &document.to_string(), &BTreeMap::new()).map_err(|error| error.to_string())?;
     settings.backends[0].simulated.clone().ok_or_else(|| "the behaviour is empty".to_owned())

@@ -22,7 +22,7 @@ use std::time::Duration;
 use actix_http::header::HeaderValue;
 
 pub use credential::{AuthorizedUser, GoogleCredential, ServiceAccount, SigningKey};
-pub use document::{Fault, Logs, Parking, Server, Simulated, Telemetry};
+pub use document::{Fault, Logs, Parking, Server, Simulated, SimulatedDialect, Telemetry};
 pub use families::family_of;
 pub use google::{ImageHost, ImageUrls, Vertex};
 pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
@@ -387,6 +387,16 @@ impl Backend {
     /// Whether it may need the system's trusted certificates: Google's tokens and images come from elsewhere.
     pub fn is_encrypted(&self) -> bool {
         self.base.starts_with("https:") || self.kind == BackendType::Google
+    }
+
+    /// The type whose wire format it speaks: its own, or the one that the simulated type plays.
+    pub fn wire_type(&self) -> BackendType {
+        match self.simulated.as_ref().map(|simulated| simulated.dialect) {
+            None => self.kind,
+            Some(SimulatedDialect::OpenAi) => BackendType::OpenAi,
+            Some(SimulatedDialect::Anthropic) => BackendType::Anthropic,
+            Some(SimulatedDialect::Google) => BackendType::Google,
+        }
     }
 
     /// Whether the configuration itself names the model for this backend.

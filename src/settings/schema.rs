@@ -286,7 +286,11 @@ const META: &[Key] = &[
 const MISTRAL: &[Key] =
     &[required("apiKey", Kind::Secret, "key"), key("endpoint", Kind::Url, "base URL, default https://api.mistral.ai/v1")];
 
+/// Dialects of the simulated provider.
+pub const DIALECTS: &[&str] = &["openai", "anthropic", "google"];
+
 const SIMULATED: &[Key] = &[
+    key("dialect", Kind::Choice(DIALECTS), "wire format it speaks, default openai"),
     key("firstToken", Kind::Duration, "time to first token, default 50ms"),
     key("tokensPerSecond", Kind::Number(0.001, 1e9), "default 100"),
     key("jitter", Kind::Number(0.0, 1.0), "share by which times vary, default 0"),

@@ -32,8 +32,10 @@ fn build(schema: &Value, root: &Value, depth: u32, values: &mut u32) -> Value {
             return build(first, root, depth + 1, values);
         }
     }
+    // Google's own form of a schema writes types in upper case.
+    let kind = schema.get("type").and_then(Value::as_str).map(str::to_ascii_lowercase);
     let kind = match schema.get("type") {
-        Some(Value::String(kind)) => kind.as_str(),
+        Some(Value::String(_)) => kind.as_deref().unwrap_or_default(),
         Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).find(|kind| *kind != "null").unwrap_or("null"),
         _ => "object",
     };
@@ -66,6 +68,12 @@ mod tests {
             "$defs": { "inner": { "type": "array", "items": { "type": "boolean" } } }
         });
         assert_eq!(instance(&schema), json!({ "city": "simulated", "unit": "c", "days": 1, "inner": [true] }));
+    }
+
+    #[test]
+    fn types_in_upper_case_are_types() {
+        let schema = json!({ "type": "OBJECT", "properties": { "city": { "type": "STRING" }, "days": { "type": "INTEGER" } } });
+        assert_eq!(instance(&schema), json!({ "city": "simulated", "days": 1 }));
     }
 
     #[test]

@@ -10,7 +10,6 @@ use actix_web::http::header;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use bytes::Bytes;
 use futures_util::Stream;
-use serde_json::json;
 
 use super::{Refused, SimulatedBody, Simulator};
 use crate::chat::Endpoint;
@@ -27,20 +26,19 @@ pub fn serve(listener: TcpListener, settings: Simulated) -> std::io::Result<Serv
         App::new()
             .app_data(simulator)
             .app_data(web::PayloadConfig::new(256 << 20))
-            .route("/v1/models", web::get().to(models))
+            .route("/{version}/models", web::get().to(models))
             .default_service(web::post().to(answer))
     });
     Ok(server.workers(1).tcp_nodelay(true).h1_allow_half_closed(false).disable_signals().listen(listener)?.run())
 }
 
-async fn models() -> HttpResponse {
-    HttpResponse::Ok().json(
-        json!({ "object": "list", "data": [{ "id": "simulated", "object": "model", "created": 0, "owned_by": "stagedoor" }] }),
-    )
+async fn models(simulator: web::Data<Simulator>) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(simulator.models())
 }
 
 async fn answer(request: HttpRequest, body: Bytes, simulator: web::Data<Simulator>) -> HttpResponse {
-    let reply = match simulator.reply(Endpoint::of_path(request.path()), &body).await {
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+    let reply = match simulator.reply(Endpoint::of_path(request.path()), target, &body).await {
         Ok(reply) => reply,
         // Unwinding ends the connection's task without a word: to the client the connection broke.
         Err(Refused::Connect | Refused::Reset) => std::panic::resume_unwind(Box::new("simulated reset")),

@@ -480,22 +480,31 @@ async fn a_port_that_is_taken_is_named() {
 }
 
 #[tokio::test]
-async fn the_stand_alone_simulator_answers_and_stops_in_order() {
-    let behaviour = r#"{"firstToken":"1ms","tokens":5}"#;
-    let mut command = stagedoor(&["simulate", "--dialect", "openai", "--port", "0", "--behaviour", behaviour], &[]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address: SocketAddr = line.trim().trim_start_matches("listening on http://").trim_end_matches("/v1").parse().unwrap();
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let body = chat_body("any", "one two", false).to_string();
-    let sent = request("POST", "/v1/chat/completions", &[("content-type", "application/json")], &body);
-    stream.write_all(sent.as_bytes()).await.unwrap();
-    let reply = reply(&mut stream).await;
-    assert_eq!(reply.json()["choices"][0]["message"]["content"], simulated_answer("one two", 5));
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+async fn the_stand_alone_simulator_answers_in_each_dialect_and_stops_in_order() {
+    let chat = chat_body("any", "one two", false);
+    let mut limited = chat.clone();
+    limited["max_tokens"] = json!(100);
+    let contents = json!({ "contents": [{ "role": "user", "parts": [{ "text": "one two" }] }] });
+    for (dialect, path, body, place) in [
+        ("openai", "/v1/chat/completions", &chat, "/choices/0/message/content"),
+        ("anthropic", "/v1/messages", &limited, "/content/0/text"),
+        ("google", "/v1beta/models/any:generateContent", &contents, "/candidates/0/content/parts/0/text"),
+    ] {
+        let behaviour = r#"{"firstToken":"1ms","tokens":5}"#;
+        let mut command = stagedoor(&["simulate", "--dialect", dialect, "--port", "0", "--behaviour", behaviour], &[]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address: SocketAddr = line.trim().trim_start_matches("listening on http://").trim_end_matches("/v1").parse().unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let sent = request("POST", path, &[("content-type", "application/json")], &body.to_string());
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let reply = reply(&mut stream).await;
+        assert_eq!(reply.json().pointer(place), Some(&json!(simulated_answer("one two", 5))), "{dialect}");
+        let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
 }
 
 #[tokio::test]
