@@ -128,11 +128,9 @@ impl Dialect {
     /// The dialect a backend speaks.
     pub fn of(backend: &Backend) -> Self {
         match backend.wire_type() {
-            BackendType::OpenAi
-            | BackendType::Azure
-            | BackendType::Meta
-            | BackendType::Mistral
-            | BackendType::Simulated => Self::OpenAi,
+            BackendType::OpenAi | BackendType::Azure | BackendType::Meta | BackendType::Mistral | BackendType::Simulated => {
+                Self::OpenAi
+            }
             BackendType::Anthropic => Self::Anthropic,
             BackendType::Google => Self::Google,
         }
