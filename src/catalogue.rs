@@ -249,8 +249,6 @@ pub struct Embedding {
     /// Texts in one request of Vertex.
     #[serde(default)]
     pub vertex_batch: Option<usize>,
-    /// Whether vectors of every length have unit length.
-    pub normalised: bool,
 }
 
 /// Vertex's method for embeddings.

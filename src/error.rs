@@ -212,7 +212,10 @@ fn upstream_form(failure: &Failure) -> ErrorForm {
         FailureClass::Billing => (429, "insufficient_quota", Some("insufficient_quota"), failure.message.clone(), true),
         FailureClass::RateLimited => (429, "rate_limit_error", Some("rate_limit_exceeded"), failure.message.clone(), false),
         FailureClass::Overloaded => (503, "server_error", Some("upstream_overloaded"), own(&failure.message), false),
-        FailureClass::Server => (502, "server_error", Some("upstream_error"), own(&failure.message), false),
+        FailureClass::Server => {
+            let status = if failure.status == Some(504) { 504 } else { 502 };
+            (status, "server_error", Some("upstream_error"), own(&failure.message), false)
+        }
         FailureClass::Socket => (502, "server_error", Some("upstream_unreachable"), own(&failure.message), false),
         FailureClass::Timeout(_) => (504, "server_error", Some("upstream_timeout"), own(&failure.message), false),
         FailureClass::Malformed => (502, "server_error", Some("upstream_malformed"), own(&failure.message), false),

@@ -16,7 +16,7 @@ use super::call::{Answer, AnswerBody, AnswerHeaders, Call};
 use super::flight::{End, FlightGuard};
 use super::live::{LiveBody, Meter, Upstream};
 use super::transport::Incoming;
-use crate::chat::{Failure, FailureClass, Phase, Usage};
+use crate::chat::{Endpoint, Failure, FailureClass, Phase, Usage};
 use crate::dialect::{Ask, Codec, ErrorReply};
 
 /// Bytes of an error reply that are read.
@@ -76,7 +76,10 @@ pub(super) async fn whole_reply(
     before.push(whole_body(&mut incoming, ends, head.station.backend.max_reply).await?);
     let codec = &head.station.codec;
     let whole = codec.decode(ask, &before)?;
-    let usage = whole.usage.unwrap_or_else(|| Usage::estimate(ask.body.len(), whole.body.len() as u64 / 4));
+    let usage = whole.usage.unwrap_or_else(|| {
+        let output = if ask.endpoint == Endpoint::Embeddings { 0 } else { whole.body.len() as u64 / 4 };
+        Usage::estimate(ask.body.len(), output)
+    });
     if let Some(flight) = flight.take() {
         flight.note_first_content(Instant::now(), head.attempts);
         flight.keep(whole.keepsakes);

@@ -330,6 +330,9 @@ pub struct ExtraContent<'a> {
     /// Google's part of it.
     #[serde(borrow)]
     pub google: Option<GoogleContent<'a>>,
+    /// Backend and model that it came from, if this gateway handed it out.
+    #[serde(borrow)]
+    pub origin: Option<Text<'a>>,
 }
 
 /// Google's part of `extra_content`.

@@ -28,8 +28,8 @@ impl Features {
     pub const LOGPROBS: Self = Self(1 << 5);
     /// More than one choice.
     pub const CHOICES: Self = Self(1 << 6);
-    /// Replayed reasoning in a message, which only some hosts accept.
-    pub const REPLAYED_REASONING: Self = Self(1 << 7);
+    /// Replayed reasoning, or what one provider wants back, in a message: only some hosts accept it.
+    pub const REPLAYED: Self = Self(1 << 7);
 
     /// Whether every feature of `other` is among these.
     pub fn contains(self, other: Self) -> bool {
@@ -314,8 +314,18 @@ fn messages(lexer: &mut Lexer<'_>, body: &[u8], features: &mut Features) -> Resu
             return Err(WRONG);
         }
         lexer.object::<ScanError>(|lexer, key| {
-            if matches!(&body[key.clone()], b"\"reasoning\"" | b"\"reasoning_content\"") {
-                features.add(Features::REPLAYED_REASONING);
+            match &body[key.clone()] {
+                b"\"reasoning\"" | b"\"reasoning_content\"" | b"\"thinking_blocks\"" | b"\"extra_content\"" => {
+                    features.add(Features::REPLAYED);
+                }
+                b"\"tool_calls\"" => {
+                    let calls = lexer.value()?;
+                    if memchr::memmem::find(&body[calls], b"\"extra_content\"").is_some() {
+                        features.add(Features::REPLAYED);
+                    }
+                    return Ok(());
+                }
+                _ => {}
             }
             if &body[key] != b"\"content\"" || lexer.peek() != Some(b'[') {
                 lexer.value()?;

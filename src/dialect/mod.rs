@@ -57,6 +57,13 @@ pub struct Ask<'a> {
     pub images: &'a HashMap<String, Image>,
 }
 
+impl Ask<'_> {
+    /// Backend and model: what they sign, they alone understand.
+    pub fn origin(&self) -> String {
+        format!("{}/{}", self.backend.name, self.model)
+    }
+}
+
 /// An image that was fetched.
 #[derive(Debug)]
 pub struct Image {

@@ -144,7 +144,7 @@ impl Sink for Chunks {
 impl Translated {
     /// Starts for one request.
     pub fn new(ask: &Ask<'_>, decoder: Box<dyn EventDecoder>) -> Self {
-        let writer = ChunkWriter::new(ask.id, ask.model, ask.now, ask.scan.include_usage);
+        let writer = ChunkWriter::new(ask);
         Self {
             splitter: Splitter::new(EVENT_LIMIT),
             decoder,

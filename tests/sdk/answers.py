@@ -60,6 +60,9 @@ def describe_images(body):
     for part in body["messages"][-1]["content"]:
         if part["type"] == "image_url":
             url = part["image_url"] if isinstance(part["image_url"], str) else part["image_url"]["url"]
+            if not url.startswith("data:"):
+                seen.append(url)
+                continue
             kind, data = url.removeprefix("data:").split(";base64,")
             raw = base64.b64decode(data, validate=True)
             seen.append(f"{kind} {len(raw)} {hashlib.sha256(raw).hexdigest()[:12]}")
@@ -67,6 +70,11 @@ def describe_images(body):
 
 
 def compose(body, markers, tool_ids):
+    spoken = max((place for place, message in enumerate(body["messages"]) if message["role"] == "user"), default=0)
+    results = [message for message in body["messages"][spoken:] if message["role"] == "tool"]
+    if "one-by-one" in markers and len(results) < len(CALLS):
+        name, text = CALLS[len(results)]
+        return Answer(calls=[{"id": tool_ids[len(results)], "name": name, "arguments": text}], finish="tool_calls")
     if body["messages"][-1]["role"] == "tool":
         return Answer(pieces=[tool_results(body["messages"])])
     if "call-tools" in markers:
@@ -74,6 +82,9 @@ def compose(body, markers, tool_ids):
         wanted = [call for call in CALLS if call[0] in names]
         calls = [{"id": tool_id, "name": name, "arguments": text} for tool_id, (name, text) in zip(tool_ids, wanted)]
         return Answer(calls=calls, finish="tool_calls")
+    if "no-argument" in markers:
+        name = body["tools"][0]["function"]["name"]
+        return Answer(calls=[{"id": tool_ids[0], "name": name, "arguments": "{}"}], finish="tool_calls")
     if "as-json" in markers:
         return Answer(
             pieces=[CITY[:10], CITY[10:]] if body["response_format"]["type"] == "json_schema" else ["no schema"]

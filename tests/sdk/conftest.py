@@ -1,5 +1,6 @@
 """Starts the stand-in and the gateway on free ports and gives the tests their clients."""
 
+import json
 import os
 import re
 import socket
@@ -15,7 +16,9 @@ import pytest
 HERE = Path(__file__).resolve().parent
 BINARY = os.environ.get("STAGEDOOR_BIN", str(HERE.parents[1] / "target/debug/stagedoor"))
 KEY = "client-key-1"
-BACKENDS = ["oai", "az", "az1", "mis", "llama", "groq", "together"]
+LIKE_OPENAI = ["oai", "az", "az1", "mis", "llama", "groq", "together"]
+TRANSLATED = ["ant", "gem", "vertex"]
+BACKENDS = [*LIKE_OPENAI, *TRANSLATED]
 
 os.environ["NO_PROXY"] = "127.0.0.1"
 
@@ -56,6 +59,9 @@ class StandIn:
     def requests(self):
         return self.get("/control/requests")
 
+    def notes(self):
+        return self.get("/control/notes")
+
     def body(self):
         """The body of the only provider request of this test."""
         (request,) = self.requests()
@@ -67,10 +73,14 @@ class StandIn:
 
 
 class Gateway:
+    """A gateway of its own port. Its clients read no certificates, which would take most of the time of a test."""
+
     def __init__(self, standin, log, settings="gateway.yaml"):
         self.log = log
         ports = {"GATEWAY_PORT": 0, "STANDIN_PORT": standin.port, "DEAD_PORT": free_port()}
-        environment = {**os.environ, **{name: str(port) for name, port in ports.items()}}
+        account = log.with_name("service-account.json")
+        account.write_text(json.dumps(standin.get("/control/service-account")))
+        environment = {**os.environ, **{name: str(port) for name, port in ports.items()}, "SERVICE_ACCOUNT": str(account)}
         command = [BINARY, "--config", str(HERE / settings)]
         with open(log, "wb") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -89,10 +99,10 @@ class Gateway:
         pytest.fail(f"the gateway did not become ready:\n{Path(self.log).read_text(errors='replace')[-4000:]}")
 
     def client(self, **options):
-        return openai.OpenAI(**self.options(options))
+        return openai.OpenAI(http_client=openai.DefaultHttpxClient(verify=False), **self.options(options))
 
     def async_client(self, **options):
-        return openai.AsyncOpenAI(**self.options(options))
+        return openai.AsyncOpenAI(http_client=openai.DefaultAsyncHttpxClient(verify=False), **self.options(options))
 
     def options(self, options):
         strict = {"_strict_response_validation": True, "max_retries": 0, "timeout": 30}

@@ -159,3 +159,100 @@ TOGETHER = {
         },
     ),
 }
+
+
+def anthropic(kind, message, code=None):
+    error = {"type": kind, "message": message, **({"details": {"error_code": code}} if code else {})}
+    return {"type": "error", "error": error, "request_id": "req_upstream"}
+
+
+ANTHROPIC_IN_STREAM = [("overloaded_error", "Overloaded"), ("api_error", "Internal server error")]
+
+ANTHROPIC = {
+    "bad-request": (400, {}, anthropic("invalid_request_error", "temperature: range: 0..1")),
+    "context-length": (
+        400,
+        {},
+        anthropic("invalid_request_error", "prompt is too long: 215000 tokens > 200000 maximum"),
+    ),
+    "spend-limit": (
+        400,
+        {},
+        anthropic("invalid_request_error", "You have reached your specified API usage limits.", "spend_limit_reached"),
+    ),
+    "bad-key": (401, {}, anthropic("authentication_error", "invalid x-api-key: an-key")),
+    "no-credit": (402, {}, anthropic("billing_error", "Your credit balance is too low to access the API.")),
+    "forbidden": (403, {}, anthropic("permission_error", "Your API key does not have permission.")),
+    "no-model": (404, {}, anthropic("not_found_error", "model: claude-gone")),
+    "too-large": (413, {}, "<html><body>413 Request Entity Too Large</body></html>"),
+    "rate-limit": (429, {"retry-after": "30"}, anthropic("rate_limit_error", "Number of requests has exceeded.")),
+    "brief-limit": (429, {"retry-after": "0.05"}, anthropic("rate_limit_error", "Number of requests has exceeded.")),
+    "quota": (
+        429,
+        {},
+        anthropic("rate_limit_error", "Your organization's spend limit is reached.", "enforced_spend_limit_reached"),
+    ),
+    "server-error": (500, {}, anthropic("api_error", "Internal server error")),
+    "html": (502, {}, NOT_JSON),
+    "timed-out": (504, {}, anthropic("timeout_error", "The request timed out.")),
+    "overloaded": (529, {}, anthropic("overloaded_error", "Overloaded")),
+    "overloaded-529": (529, {"x-should-retry": "true"}, anthropic("overloaded_error", "Overloaded")),
+    "garbage": (200, {}, NOT_JSON),
+    "wrong-shape": (200, {}, {"hello": "world"}),
+}
+
+
+def google(code, status, message, *details):
+    about = "type.googleapis.com/google.rpc."
+    listed = [{"@type": about + name, **members} for name, members in details]
+    return {"error": {"code": code, "message": message, "status": status, **({"details": listed} if listed else {})}}
+
+
+GOOGLE_IN_STREAM = [
+    (503, "UNAVAILABLE", "The model is overloaded. Please try again later."),
+    (500, "INTERNAL", "An internal error has occurred."),
+]
+
+
+def quota(metric, *details):
+    violation = {"violations": [{"quotaId": metric, "quotaValue": "250"}]}
+    return google(
+        429, "RESOURCE_EXHAUSTED", "You exceeded your current quota.", ("QuotaFailure", violation), *details
+    )
+
+
+def after(delay):
+    return quota("GenerateRequestsPerMinutePerProjectPerModel", ("RetryInfo", {"retryDelay": delay}))
+
+
+INVALID_KEY = ("ErrorInfo", {"reason": "API_KEY_INVALID", "domain": "googleapis.com", "metadata": {}})
+TOO_LONG = "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576)."
+
+GEMINI = {
+    "bad-request": (400, {}, google(400, "INVALID_ARGUMENT", "Invalid value at 'generation_config.temperature'.")),
+    "context-length": (400, {}, google(400, "INVALID_ARGUMENT", TOO_LONG)),
+    "bad-key": (400, {}, google(400, "INVALID_ARGUMENT", "API key not valid: go-key", INVALID_KEY)),
+    "precondition": (400, {}, google(400, "FAILED_PRECONDITION", "User location is not supported.")),
+    "string-code": (400, {}, {"error": {"code": "invalid_request", "message": "Bad temperature."}}),
+    "forbidden": (403, {}, google(403, "PERMISSION_DENIED", "Your API key was reported as leaked.")),
+    "no-model": (404, {}, google(404, "NOT_FOUND", "models/gemini-gone is not found for API version v1beta.")),
+    "rate-limit": (429, {}, after("29.5s")),
+    "brief-limit": (429, {}, after("0.05s")),
+    "quota": (429, {}, quota("GenerateRequestsPerDayPerProjectPerModel-FreeTier")),
+    "cancelled": (499, {}, google(499, "CANCELLED", "The operation was cancelled.")),
+    "server-error": (500, {}, google(500, "INTERNAL", "An internal error has occurred.")),
+    "html": (502, {}, NOT_JSON),
+    "overloaded": (503, {}, google(503, "UNAVAILABLE", "The model is overloaded.")),
+    "timed-out": (504, {}, google(504, "DEADLINE_EXCEEDED", "The deadline expired.")),
+    "garbage": (200, {}, NOT_JSON),
+    "wrong-shape": (200, {}, {"hello": "world"}),
+}
+# Vertex knows no keys, and the errors arrive in arrays.
+VERTEX = {
+    kind: (status, headers, [body] if isinstance(body, dict) and status >= 400 else body)
+    for kind, (status, headers, body) in {
+        **GEMINI,
+        "bad-key": (401, {}, google(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.")),
+        "rate-limit": (429, {}, google(429, "RESOURCE_EXHAUSTED", "Resource exhausted. Please try again later.")),
+    }.items()
+}

@@ -6,6 +6,7 @@ eagerly, and the rules that types cannot say (tool ids, message order) are added
 
 import collections.abc
 import json
+import os
 import re
 import types
 import typing
@@ -18,7 +19,7 @@ import openai.types.audio as openai_audio
 import openai.types.chat.completion_create_params as openai_chat
 import openai.types.completion_create_params as openai_completion
 import typing_extensions
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, Required, is_typeddict
 
 MISTRAL_TOOL_ID = re.compile(r"[A-Za-z0-9]{9}")
@@ -27,6 +28,10 @@ REASONING_MODEL = re.compile(r"(o\d|gpt-[56])")
 
 class Breach(Exception):
     """A request that the real provider would not have been sent by its own SDK."""
+
+
+class Refused(Exception):
+    """A request that the provider refuses although its sender could not have known better."""
 
 
 def harden(hint, seen):
@@ -47,14 +52,24 @@ def harden(hint, seen):
         return harden(origin.__value__[args], seen)
     if origin is Annotated:
         return harden(args[0], seen)
-    inner = tuple(harden(arg, seen) for arg in args)
     if origin in (Union, types.UnionType):
-        return Union[inner]
+        return Union[tuple(harden(arg, seen) for arg in args if on_the_wire(arg))]
+    inner = tuple(harden(arg, seen) for arg in args)
     if origin in (Required, NotRequired):
         return origin[inner[0]]
     if origin in (collections.abc.Iterable, collections.abc.Sequence, list):
         return List[inner[0]]
     return origin[inner]
+
+
+def on_the_wire(hint):
+    """Whether a member of a union is JSON: not an open file, nor a model of an answer given back as it is."""
+    origin = typing.get_origin(hint) or hint
+    if origin is Annotated:
+        return on_the_wire(typing.get_args(hint)[0])
+    if origin in (Union, types.UnionType):
+        return any(map(on_the_wire, typing.get_args(hint)))
+    return not (isinstance(origin, type) and issubclass(origin, (os.PathLike, typing.IO, BaseModel)))
 
 
 def strict(hint):

@@ -16,6 +16,8 @@ from aiohttp import web
 import answers
 import failures
 import schemas
+import standin_anthropic
+import standin_google
 
 HOLD = 20
 MARKER = re.compile(r"\[([a-z0-9-]+)(?:@([a-z]+))?\]")
@@ -99,6 +101,14 @@ BASES = {
 }
 
 
+# Those with a wire format of their own.
+NATIVE = {
+    "/anthropic/": standin_anthropic.Anthropic(),
+    "/gemini/": standin_google.Google(standin_google.GEMINI),
+    "/vertex/": standin_google.Google(standin_google.VERTEX),
+}
+
+
 class StandIn:
     def __init__(self):
         self.gate = asyncio.Event()
@@ -106,8 +116,10 @@ class StandIn:
         self.forget()
 
     def forget(self):
-        self.breaches, self.requests, self.queue, self.cancelled = [], [], [], 0
+        self.breaches, self.requests, self.queue, self.notes, self.cancelled = [], [], [], [], 0
         self.gate.clear()
+        for provider in NATIVE.values():
+            provider.forget()
 
     # What the tests ask.
 
@@ -120,6 +132,25 @@ class StandIn:
 
     async def show_requests(self, request):
         return web.json_response(self.requests)
+
+    async def show_notes(self, request):
+        """What a provider puts up with but remarks."""
+        return web.json_response(self.notes)
+
+    async def show_account(self, request):
+        """The service account, as the file that Google gives for it."""
+        return web.json_response(standin_google.ACCOUNTS.file(f"http://{request.host}"))
+
+    async def exchange(self, request):
+        try:
+            return await standin_google.ACCOUNTS.exchange(request)
+        except schemas.Breach as breach:
+            self.breach(request, str(breach))
+            refusal = {"error": "invalid_grant", "error_description": str(breach)}
+            return web.json_response(refusal, status=400)
+
+    async def count_exchanges(self, request):
+        return web.json_response(standin_google.ACCOUNTS.exchanges)
 
     async def next(self, request):
         self.queue.extend(await request.json())
@@ -141,10 +172,17 @@ class StandIn:
     def breach(self, request, reason):
         self.breaches.append(f"{request.method} {request.path_qs}: {reason}")
 
+    def note(self, kind, **about):
+        self.notes.append({"kind": kind, **about})
+
     async def serve(self, request):
         seen = {"method": request.method, "path": request.path_qs, "headers": dict(request.headers), "body": None}
         self.requests.append(seen)
+        native = next((native for base, native in NATIVE.items() if request.path.startswith(base)), None)
         try:
+            if native:
+                self.check_headers(request, native)
+                return await native.serve(self, request, seen)
             provider, path, version = self.locate(request)
             self.check_headers(request, provider)
             if request.method == "GET" and path == "/models":
@@ -159,7 +197,11 @@ class StandIn:
             return await self.answer(request, provider, path, version, body)
         except schemas.Breach as breach:
             self.breach(request, str(breach))
-            return web.json_response(failures.refusal(f"breach: {breach}", "invalid_request_error"), status=400)
+            words = f"breach: {breach}"
+            refusal = native.refusal(words) if native else failures.refusal(words, "invalid_request_error")
+            return web.json_response(refusal, status=400)
+        except schemas.Refused as refused:
+            return web.json_response(native.refusal(str(refused)), status=400)
         except asyncio.CancelledError:
             async with self.changed:
                 self.cancelled += 1
@@ -281,39 +323,53 @@ class StandIn:
         )
 
     async def stream(self, request, chunks, markers):
-        headers = {"content-type": "text/event-stream; charset=utf-8", "x-ratelimit-remaining-requests": "99"}
+        headers = {"x-ratelimit-remaining-requests": "99"}
+        frames = [
+            event(chunk)
+            for chunk in chunks
+            if "no-finish" not in markers or not any(choice["finish_reason"] for choice in chunk["choices"])
+        ]
+        if "no-done" not in markers:
+            frames.append(b"data: [DONE]\n\n")
+        first = event(failures.refusal("The server had an error.", "server_error"))
+        inside = event(failures.refusal("The engine died.", "server_error"))
+        return await self.relay(request, frames, markers, 3, first, inside, headers)
+
+    async def relay(self, request, frames, markers, turn, first, inside, headers):
+        """Writes the frames; what goes wrong goes wrong before the first, or after the one at `turn`."""
+        headers = {"content-type": "text/event-stream; charset=utf-8", **headers}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         if "hold" in markers:
             await asyncio.wait_for(self.gate.wait(), HOLD)
         if "error-first" in markers:
-            await self.event(response, failures.refusal("The server had an error.", "server_error"))
+            await write_in_pieces(response, first)
             return response
-        for place, chunk in enumerate(chunks):
-            if "no-finish" in markers and any(choice["finish_reason"] for choice in chunk["choices"]):
-                continue
-            await self.event(response, chunk)
-            if place == 3 and "truncate" in markers:
+        for place, frame in enumerate(frames):
+            await write_in_pieces(response, frame)
+            if place == turn and "truncate" in markers:
                 request.transport.close()
                 return response
-            if place == 3 and "clean-cut" in markers:
+            if place == turn and "clean-cut" in markers:
                 return response
-            if place == 3 and "error-inside" in markers:
-                await self.event(response, failures.refusal("The engine died.", "server_error"))
+            if place == turn and "error-inside" in markers:
+                await write_in_pieces(response, inside)
                 return response
-            if place == 3 and "pause" in markers:
+            if place == turn and "pause" in markers:
                 await asyncio.wait_for(self.gate.wait(), HOLD)
-        if "no-done" not in markers:
-            await response.write(b"data: [DONE]\n\n")
         return response
 
-    async def event(self, response, payload):
-        """Writes one event in two pieces, cut inside its first wide character if it has one."""
-        frame = b"data: " + json.dumps(payload, ensure_ascii=False).encode() + b"\n\n"
-        cut = next((place + 1 for place, byte in enumerate(frame) if byte > 127), len(frame) // 2)
-        await response.write(frame[:cut])
-        await asyncio.sleep(0)
-        await response.write(frame[cut:])
+
+def event(payload):
+    return b"data: " + json.dumps(payload, ensure_ascii=False).encode() + b"\n\n"
+
+
+async def write_in_pieces(response, frame):
+    """Writes a frame in two pieces, cut inside its first wide character if it has one."""
+    cut = next((place + 1 for place, byte in enumerate(frame) if byte > 127), len(frame) // 2)
+    await response.write(frame[:cut])
+    await asyncio.sleep(0)
+    await response.write(frame[cut:])
 
 
 def application():
@@ -324,6 +380,10 @@ def application():
     app.router.add_post("/control/release", stand_in.release)
     app.router.add_get("/control/breaches", stand_in.show_breaches)
     app.router.add_get("/control/requests", stand_in.show_requests)
+    app.router.add_get("/control/notes", stand_in.show_notes)
+    app.router.add_get("/control/service-account", stand_in.show_account)
+    app.router.add_get("/control/exchanges", stand_in.count_exchanges)
+    app.router.add_post("/oauth/token", stand_in.exchange)
     app.router.add_get("/control/cancelled", stand_in.await_cancelled)
     app.router.add_route("*", "/{path:.*}", stand_in.serve)
     return app

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from answers import MODEL, PIECES
+from conftest import LIKE_OPENAI
 from conversation import CITY_FORMAT, FOREIGN_HISTORY, PNG, TOOLS, answers_to, picture, user
 
 TEXT = "".join(PIECES)
@@ -37,7 +38,8 @@ def test_a_reply_names_its_backend_attempts_and_request_id(client, backend):
     assert raw.headers["x-request-id"] == "request-of-mine-1"
     assert raw.headers["x-stagedoor-backend"] == backend
     assert raw.headers["x-stagedoor-attempts"] == "1"
-    assert raw.headers["x-ratelimit-remaining-requests"] == "99"
+    # Google has no such header.
+    assert raw.headers.get("x-ratelimit-remaining-requests", "99" if backend in ("gem", "vertex") else None) == "99"
     assert raw.request_id == "request-of-mine-1"
 
 
@@ -114,12 +116,13 @@ def test_each_tool_result_finds_its_call_in_the_second_turn(client, backend):
     message = first.choices[0].message
     messages = [*user("[call-tools]"), message, *answers_to(message)]
     second = client.chat.completions.create(model=backend, messages=messages, tools=TOOLS)
-    assert second.choices[0].message.content == "get_time=12:00; get_weather=sunny"
+    # Google wants the results in the order of the calls.
+    assert sorted(second.choices[0].message.content.split("; ")) == ["get_time=12:00", "get_weather=sunny"]
 
 
 def test_a_tool_history_that_began_at_another_provider_goes_on_at_any(client, backend):
     reply = client.chat.completions.create(model=backend, messages=FOREIGN_HISTORY, tools=TOOLS)
-    assert reply.choices[0].message.content == "get_time=noon; get_weather=rain"
+    assert sorted(reply.choices[0].message.content.split("; ")) == ["get_time=noon", "get_weather=rain"]
 
 
 def test_a_tool_call_id_is_mapped_for_mistral_in_the_same_way_every_time(client, standin):
@@ -141,6 +144,7 @@ def test_an_answer_begun_by_the_caller_is_marked_as_a_prefix_for_mistral(client,
     assert standin.body()["messages"][-1] == {"role": "assistant", "content": "Well,", "prefix": True}
 
 
+@pytest.mark.parametrize("backend", LIKE_OPENAI)
 @pytest.mark.parametrize("choice", ["auto", "none", "required", {"type": "function", "function": {"name": "get_time"}}])
 def test_every_form_of_tool_choice_is_understood(client, standin, backend, choice):
     client.chat.completions.create(model=backend, messages=user("hi"), tools=TOOLS, tool_choice=choice)
@@ -157,9 +161,9 @@ def test_a_picture_reaches_the_provider_unchanged(client, standin, backend):
 
 
 def test_a_large_picture_reaches_the_provider_whole(client, backend):
-    content = [{"type": "text", "text": "[see]"}, picture(bytes(range(256)) * 12_000)]
+    content = [{"type": "text", "text": "[see]"}, picture(PNG + bytes(range(256)) * 12_000)]
     reply = client.chat.completions.create(model=backend, messages=[{"role": "user", "content": content}])
-    assert reply.choices[0].message.content.startswith("image/png 3072000 ")
+    assert reply.choices[0].message.content.startswith("image/png 3072070 ")
 
 
 class City(BaseModel):
@@ -170,10 +174,13 @@ class City(BaseModel):
 def test_a_schema_is_sent_and_its_answer_parsed(client, standin, backend):
     reply = client.chat.completions.parse(model=backend, messages=user("[as-json]"), response_format=City)
     assert reply.choices[0].message.parsed == City(city="Paris", population=2100000)
-    sent = standin.body()["response_format"]["json_schema"]
-    assert sent["name"] == "City" and sent["schema"]["required"] == ["city", "population"]
+    assert len(standin.requests()) == 1
+    if backend in LIKE_OPENAI:
+        sent = standin.body()["response_format"]["json_schema"]
+        assert sent["name"] == "City" and sent["schema"]["required"] == ["city", "population"]
 
 
+@pytest.mark.parametrize("backend", LIKE_OPENAI)
 def test_a_schema_given_as_json_is_sent_as_it_is(client, standin, backend):
     client.chat.completions.create(model=backend, messages=user("[as-json]"), response_format=CITY_FORMAT)
     assert standin.body()["response_format"] == CITY_FORMAT
@@ -187,16 +194,17 @@ def test_thoughts_arrive_beside_the_text_under_both_of_their_names(client, backe
     assert message.reasoning == "Let me think."
 
 
-@pytest.mark.parametrize("backend", ["oai", "az", "az1", "mis", "llama"])
+@pytest.mark.parametrize("backend", ["oai", "az", "az1", "mis", "llama", "ant", "gem", "vertex"])
 def test_replayed_thoughts_do_not_disturb_the_next_turn(client, backend):
     said = {"role": "assistant", "content": "42", "reasoning_content": "Hm.", "reasoning": "Hm."}
     reply = client.chat.completions.create(model=backend, messages=[*user("what?"), said, *user("sure?")])
     assert reply.choices[0].message.content == TEXT
 
 
-@pytest.mark.parametrize("backend", ["oai", "az", "az1", "mis", "together"])
-def test_a_whole_reply_may_be_sent_back_as_history(client, backend):
-    first = client.chat.completions.create(model="mis", messages=user("[think]")).choices[0].message
+@pytest.mark.parametrize("origin", ["mis", "ant", "gem"])
+@pytest.mark.parametrize("backend", ["oai", "az", "az1", "mis", "together", "ant", "gem", "vertex"])
+def test_a_whole_reply_may_be_sent_back_as_history_to_any(client, origin, backend):
+    first = client.chat.completions.create(model=origin, messages=user("[think]")).choices[0].message
     reply = client.chat.completions.create(model=backend, messages=[*user("[think]"), first, *user("sure?")])
     assert reply.choices[0].message.content == TEXT
 

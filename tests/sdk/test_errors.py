@@ -8,7 +8,9 @@ from answers import PIECES
 from conversation import user
 
 OPENAI_TYPES = ["oai", "az", "az1"]
-EVERYONE = [*OPENAI_TYPES, "mis", "llama", "groq", "together"]
+TRANSLATED = ["ant", "gem", "vertex"]
+LIKE_OPENAI = [*OPENAI_TYPES, "mis", "llama", "groq", "together"]
+EVERYONE = [*LIKE_OPENAI, *TRANSLATED]
 
 
 def kinds():
@@ -17,26 +19,33 @@ def kinds():
         ("bad-request", EVERYONE, openai.BadRequestError, 400, None, 1),
         ("bad-request", ["oai"], openai.BadRequestError, 400, "unsupported_value", 1),
         ("bad-request-flat", ["llama"], openai.BadRequestError, 400, None, 1),
-        ("context-length", OPENAI_TYPES, openai.BadRequestError, 400, "context_length_exceeded", 1),
+        ("context-length", [*OPENAI_TYPES, *TRANSLATED], openai.BadRequestError, 400, "context_length_exceeded", 1),
         ("content-filter", ["az", "az1"], openai.BadRequestError, 400, "content_filter", 1),
-        ("bad-key", EVERYONE, openai.InternalServerError, 502, "upstream_credential", 1),
+        ("bad-key", [*LIKE_OPENAI, "ant", "gem"], openai.InternalServerError, 502, "upstream_credential", 1),
+        ("bad-key", ["vertex"], openai.InternalServerError, 502, "upstream_credential", 2),
         ("front-layer", ["az"], openai.InternalServerError, 502, "upstream_credential", 1),
         ("forbidden", EVERYONE, openai.InternalServerError, 502, "upstream_credential", 1),
         ("no-model", EVERYONE, openai.NotFoundError, 404, None, 1),
-        ("no-model", ["oai"], openai.NotFoundError, 404, "model_not_found", 1),
-        ("too-large", ["oai"], openai.APIStatusError, 413, None, 1),
-        ("unprocessable", EVERYONE, openai.UnprocessableEntityError, 422, None, 1),
+        ("no-model", ["oai", *TRANSLATED], openai.NotFoundError, 404, "model_not_found", 1),
+        ("too-large", ["oai", "ant"], openai.APIStatusError, 413, None, 1),
+        ("unprocessable", LIKE_OPENAI, openai.UnprocessableEntityError, 422, None, 1),
         ("unprocessable-object", ["mis"], openai.UnprocessableEntityError, 422, None, 1),
         ("unprocessable-array", ["mis"], openai.UnprocessableEntityError, 422, None, 1),
-        ("rate-limit", EVERYONE, openai.RateLimitError, 429, None, 1),
-        ("quota", ["oai", "az", "llama"], openai.RateLimitError, 429, "insufficient_quota", 1),
+        ("rate-limit", [name for name in EVERYONE if name != "vertex"], openai.RateLimitError, 429, None, 1),
+        ("rate-limit", ["vertex"], openai.RateLimitError, 429, None, None),
+        ("quota", ["oai", "az", "llama", "ant", "gem", "vertex"], openai.RateLimitError, 429, "insufficient_quota", 1),
+        ("spend-limit", ["ant"], openai.RateLimitError, 429, "insufficient_quota", 1),
+        ("precondition", ["gem"], openai.APIStatusError, None, None, 1),
+        ("string-code", ["gem"], openai.BadRequestError, 400, None, 1),
+        ("timed-out", TRANSLATED, openai.InternalServerError, 504, None, 2),
+        ("cancelled", ["gem"], openai.InternalServerError, 504, None, 2),
         ("server-error", EVERYONE, openai.InternalServerError, 502, None, 2),
-        ("html", ["oai", "llama"], openai.InternalServerError, 502, None, 2),
+        ("html", ["oai", "llama", *TRANSLATED], openai.InternalServerError, 502, None, 2),
         ("overloaded", EVERYONE, openai.InternalServerError, 503, None, 2),
-        ("overloaded-529", ["oai", "together"], openai.InternalServerError, 503, None, 2),
+        ("overloaded-529", ["oai", "together", "ant"], openai.InternalServerError, 503, None, 2),
         ("loading", ["llama"], openai.InternalServerError, 503, None, 2),
         ("garbage", EVERYONE, openai.InternalServerError, 502, None, 1),
-        ("wrong-shape", ["oai", "mis"], openai.InternalServerError, 502, None, 1),
+        ("wrong-shape", ["oai", "mis", *TRANSLATED], openai.InternalServerError, 502, None, 1),
         ("half", EVERYONE, openai.InternalServerError, 502, None, 1),
         ("silent", ["hasty"], openai.InternalServerError, 504, None, 1),
     ]
@@ -44,7 +53,7 @@ def kinds():
 
 
 def check_form(error, status):
-    assert error.status_code == status
+    assert status in (None, error.status_code)
     wire = error.response.json()
     assert set(wire) == {"error"}
     assert set(wire["error"]) == {"message", "type", "param", "code"}
@@ -53,7 +62,7 @@ def check_form(error, status):
     assert wire["error"]["param"] is None or isinstance(wire["error"]["param"], str)
     assert wire["error"]["code"] is None or isinstance(wire["error"]["code"], str)
     assert error.request_id
-    for secret in ("sk-upstream", "az-key", "mi-key", "ll-key"):
+    for secret in ("sk-upstream", "az-key", "mi-key", "ll-key", "an-key", "go-key", "ya29."):
         assert secret not in error.response.text
 
 
@@ -64,7 +73,7 @@ def test_a_failure_raises_its_exception(fresh_gateway, standin, stream, kind, ba
         fresh_gateway.client().chat.completions.create(model=backend, messages=user(f"[{kind}]"), stream=stream)
     check_form(caught.value, status)
     assert code in (None, caught.value.code)
-    assert len(standin.requests()) == tries
+    assert tries is None or len(standin.requests()) == tries
 
 
 def test_a_host_that_refuses_the_connection_is_a_server_error(fresh_gateway):
@@ -86,7 +95,7 @@ def raised(gateway, exception, backend, text, **options):
     return caught.value
 
 
-@pytest.mark.parametrize("backend", ["oai", "mis", "llama", "groq"])
+@pytest.mark.parametrize("backend", ["oai", "mis", "llama", "groq", "ant", "gem", "vertex"])
 def test_the_providers_words_about_a_bad_request_reach_the_client(gateway, backend):
     assert "temperature" in raised(gateway, openai.BadRequestError, backend, "[bad-request]").message
 
@@ -97,7 +106,7 @@ def test_the_details_of_mistral_are_told_in_words(gateway, kind):
     assert "body.temperature: Input should be less than 2" in error.message
 
 
-@pytest.mark.parametrize("backend", ["oai", "az", "mis"])
+@pytest.mark.parametrize("backend", ["oai", "az", "mis", "ant", "gem"])
 def test_a_rate_limit_tells_when_to_come_back(fresh_gateway, backend):
     headers = raised(fresh_gateway, openai.RateLimitError, backend, "[rate-limit]").response.headers
     assert 25 <= float(headers["retry-after"]) <= 30
@@ -129,16 +138,19 @@ def test_a_failed_attempt_is_tried_again_without_the_clients_notice(fresh_gatewa
     assert raw.headers["x-stagedoor-attempts"] == "2"
 
 
-def test_a_rate_limit_that_ends_soon_is_waited_for(fresh_gateway, standin):
+@pytest.mark.parametrize("backend", ["oai", "ant", "gem", "vertex"])
+def test_a_rate_limit_that_ends_soon_is_waited_for(fresh_gateway, standin, backend):
     standin.next("brief-limit")
-    reply = fresh_gateway.client().chat.completions.create(model="oai", messages=user("hi"))
+    reply = fresh_gateway.client().chat.completions.create(model=backend, messages=user("hi"))
     assert reply.choices[0].message.content == "".join(PIECES)
     assert len(standin.requests()) == 2
 
 
-def test_an_error_that_comes_before_any_content_is_a_plain_failure(fresh_gateway):
-    error = raised(fresh_gateway, openai.InternalServerError, "oai", "[error-first]", stream=True)
-    check_form(error, 502)
+@pytest.mark.parametrize("backend", ["oai", "ant", "gem", "vertex"])
+def test_an_error_that_comes_before_any_content_is_a_plain_failure(fresh_gateway, backend):
+    error = raised(fresh_gateway, openai.InternalServerError, backend, "[error-first]", stream=True)
+    check_form(error, error.status_code)
+    assert error.status_code in (502, 503)
 
 
 def test_a_wrong_key_is_refused_by_the_gateway_itself(gateway, standin):

@@ -7,12 +7,13 @@ import pytest
 from pydantic import BaseModel
 
 from answers import MODEL, PIECES
+from conftest import BACKENDS
 from conversation import TOOLS, answers_to, user
 
 TEXT = "".join(PIECES)
 THINKERS = ["mis", "llama", "groq", "together"]
 # An Azure version that does not know stream_options cannot report usage in a stream.
-COUNTING = ["oai", "az1", "mis", "llama", "groq", "together"]
+COUNTING = [name for name in BACKENDS if name != "az"]
 
 
 def text_of(chunks):
@@ -119,7 +120,9 @@ def test_the_stream_helper_gathers_parallel_calls_that_can_be_answered(client, b
     ]
     history = [*user("[call-tools]"), {"role": "assistant", "tool_calls": calls}, *answers_to(message)]
     with client.chat.completions.stream(model=backend, messages=history, tools=TOOLS) as stream:
-        assert stream.get_final_completion().choices[0].message.content == "get_time=12:00; get_weather=sunny"
+        answer = stream.get_final_completion().choices[0].message.content
+    # Google wants the results in the order of the calls.
+    assert sorted(answer.split("; ")) == ["get_time=12:00", "get_weather=sunny"]
 
 
 async def test_the_asynchronous_stream_helper_gathers_text(async_client, backend):

@@ -109,6 +109,11 @@ fn classify(status: u16, inner: Inner) -> Failure {
     };
     let mut failure = Failure::new(class, shorten(&inner.message));
     failure.kind = Some(inner.kind).filter(|kind| !kind.is_empty());
-    failure.code = if too_long { Some("context_length_exceeded".into()) } else { code };
+    failure.code = match class {
+        // Clients know one word for it.
+        FailureClass::Billing => None,
+        _ if too_long => Some("context_length_exceeded".into()),
+        _ => code,
+    };
     failure
 }

@@ -255,8 +255,7 @@ impl<'a> Building<'a> {
 
 /// The thinking blocks of an assistant's message: those the client hands back, else those kept here.
 fn thinking<'a>(message: &'a Message<'a>, ask: &Ask<'_>) -> std::vec::IntoIter<Cow<'a, RawValue>> {
-    let echoed = message.thinking_blocks.iter().flatten().filter(|block| is_own(block.get()));
-    let echoed: Vec<Cow<'a, RawValue>> = echoed.map(|block| Cow::Borrowed(*block)).collect();
+    let echoed: Vec<Cow<'a, RawValue>> = message.thinking_blocks.iter().flatten().filter_map(|block| own(block)).collect();
     if !echoed.is_empty() {
         return echoed.into_iter();
     }
@@ -265,22 +264,32 @@ fn thinking<'a>(message: &'a Message<'a>, ask: &Ask<'_>) -> std::vec::IntoIter<C
     kept.unwrap_or_default().into_iter().map(Cow::Owned).collect::<Vec<_>>().into_iter()
 }
 
-/// Whether a block is one of Anthropic's: another provider's reasoning has no signature.
-fn is_own(block: &str) -> bool {
+/// A block as Anthropic handed it out; `None` for another provider's, which has no signature. The index by which
+/// clients gather streamed blocks was the gateway's.
+fn own(block: &RawValue) -> Option<Cow<'_, RawValue>> {
     #[derive(serde::Deserialize)]
     struct Peek<'a> {
-        #[serde(rename = "type")]
+        #[serde(rename = "type", borrow)]
         kind: Cow<'a, str>,
-        #[serde(default)]
+        #[serde(default, borrow)]
         signature: Option<Cow<'a, str>>,
         #[serde(default)]
-        data: Option<Cow<'a, str>>,
+        data: Option<serde::de::IgnoredAny>,
+        #[serde(default)]
+        index: Option<serde::de::IgnoredAny>,
     }
-    serde_json::from_str::<Peek<'_>>(block).is_ok_and(|peek| match &*peek.kind {
-        "thinking" => peek.signature.is_some_and(|signature| !signature.is_empty()),
-        "redacted_thinking" => peek.data.is_some(),
-        _ => false,
-    })
+    let peek: Peek<'_> = serde_json::from_str(block.get()).ok()?;
+    match &*peek.kind {
+        "thinking" if peek.signature.is_some_and(|signature| !signature.is_empty()) => {}
+        "redacted_thinking" if peek.data.is_some() => {}
+        _ => return None,
+    }
+    if peek.index.is_none() {
+        return Some(Cow::Borrowed(block));
+    }
+    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(block.get()).ok()?;
+    fields.shift_remove("index");
+    Some(Cow::Owned(crate::dialect::raw(serde_json::Value::Object(fields).to_string())))
 }
 
 /// A call's arguments, which must be an object here.

@@ -132,7 +132,7 @@ pub fn decode(ask: &Ask<'_>, body: &Bytes) -> Result<Whole, Failure> {
     let Some(content) = message.content else {
         return Err(malformed("the provider's reply has no result in it"));
     };
-    let mut writer = ReplyWriter::new(ask.id, ask.model, ask.now);
+    let mut writer = ReplyWriter::new(ask);
     writer.identify(literal(message.id).unwrap_or(ask.id), literal(message.model).unwrap_or_default());
     let mut calls = 0;
     let mut thinking: Vec<&str> = Vec::new();

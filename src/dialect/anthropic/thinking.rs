@@ -139,7 +139,7 @@ fn by_effort(rules: &AnthropicRules, effort: Effort, circumstances: &Circumstanc
 /// A budget that leaves room for the answer, or none where the API would refuse it.
 fn budget(tokens: u64, circumstances: &Circumstances<'_>) -> Plan {
     const LEAST: u64 = 1_024;
-    let room = circumstances.max_tokens.saturating_sub((circumstances.max_tokens / 4).max(LEAST));
+    let room = circumstances.max_tokens - circumstances.max_tokens / 4;
     let tokens = tokens.max(LEAST).min(room);
     if tokens < LEAST || circumstances.forces_tool || circumstances.loop_lacks_thinking {
         return Plan { reduced: true, ..Plan::default() };

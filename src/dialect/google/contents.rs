@@ -130,7 +130,17 @@ pub(super) fn conversation<'a>(
 ) -> Result<Conversation<'a>, Failure> {
     let current = messages.iter().rposition(|message| message.role == Role::User).unwrap_or(0);
     let mut building =
-        Building { system: Vec::new(), contents: Vec::new(), calls: Vec::new(), images: Vec::new(), rules, ask, current };
+        Building {
+            system: Vec::new(),
+            contents: Vec::new(),
+            calls: Vec::new(),
+            images: Vec::new(),
+            notes: Vec::new(),
+            origin: ask.origin(),
+            rules,
+            ask,
+            current,
+        };
     for (place, message) in messages.iter().enumerate() {
         building.take(place, message)?;
     }
@@ -151,6 +161,10 @@ struct Building<'a> {
     calls: Vec<Waiting<'a>>,
     /// Images of results that older models take in a turn of their own only.
     images: Vec<Part<'a>>,
+    /// Instructions that came between a call and its result and wait for their place.
+    notes: Vec<Part<'a>>,
+    /// This backend and model.
+    origin: String,
     rules: &'a GoogleRules,
     ask: &'a Ask<'a>,
     /// Where the current turn begins: with the last thing the user said.
@@ -159,7 +173,8 @@ struct Building<'a> {
 
 impl<'a> Building<'a> {
     fn take(&mut self, place: usize, message: &'a Message<'a>) -> Result<(), Failure> {
-        if !matches!(message.role, Role::Tool | Role::Function) {
+        let is_later = matches!(message.role, Role::User | Role::Assistant);
+        if is_later {
             self.results(place)?;
         }
         match message.role {
@@ -173,8 +188,12 @@ impl<'a> Building<'a> {
                     self.system.extend(parts);
                 } else {
                     let noted = parts.into_iter().filter_map(|part| part.text);
-                    let noted = noted.map(|text| Part::text(format!("Note from the operator: {text}"))).collect();
-                    self.add("user", noted);
+                    let noted: Vec<Part<'a>> =
+                        noted.map(|text| Part::text(format!("Note from the operator: {text}"))).collect();
+                    match self.calls.is_empty() {
+                        true => self.add("user", noted),
+                        false => self.notes.extend(noted),
+                    }
                 }
             }
             Role::User => {
@@ -209,7 +228,7 @@ impl<'a> Building<'a> {
         if let Some(refusal) = message.refusal.as_ref().filter(|refusal| !refusal.is_empty()) {
             parts.push(Part::text(&**refusal));
         }
-        if let Some(signature) = signature(message.extra_content.as_ref()).filter(|_| self.rules.signatures) {
+        if let Some(signature) = signature(message.extra_content.as_ref(), &self.origin).filter(|_| self.rules.signatures) {
             match parts.last_mut() {
                 Some(last) if last.text.is_some() => last.thought_signature = Some(Cow::Borrowed(signature)),
                 _ => parts.push(Part { thought_signature: Some(Cow::Borrowed(signature)), ..Part::text("") }),
@@ -252,7 +271,7 @@ impl<'a> Building<'a> {
         if !self.rules.signatures {
             return None;
         }
-        let echoed = signature(call.extra_content.as_ref()).or(function.thought_signature.as_deref());
+        let echoed = signature(call.extra_content.as_ref(), &self.origin).or(function.thought_signature.as_deref());
         if let Some(echoed) = echoed {
             return Some(Cow::Borrowed(echoed));
         }
@@ -309,6 +328,8 @@ impl<'a> Building<'a> {
         self.contents.push(Content { role: "user", parts });
         let images = std::mem::take(&mut self.images);
         self.add("user", images);
+        let notes = std::mem::take(&mut self.notes);
+        self.add("user", notes);
         Ok(())
     }
 
@@ -416,8 +437,13 @@ fn type_by_name(name: &str) -> &'static str {
     }
 }
 
-fn signature<'a>(extra: Option<&'a ExtraContent<'a>>) -> Option<&'a str> {
-    extra?.google.as_ref()?.thought_signature.as_deref().filter(|text| !text.is_empty())
+/// A signature that the client hands back; one of another backend or model would be refused.
+fn signature<'a>(extra: Option<&'a ExtraContent<'a>>, origin: &str) -> Option<&'a str> {
+    let extra = extra?;
+    if extra.origin.as_deref().is_some_and(|other| other != origin) {
+        return None;
+    }
+    extra.google.as_ref()?.thought_signature.as_deref().filter(|text| !text.is_empty())
 }
 
 /// Whether Google may have issued an id; those of others and of this gateway begin with known letters.

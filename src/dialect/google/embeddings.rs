@@ -185,7 +185,6 @@ pub(super) fn decode(ask: &Ask<'_>, bodies: &[Bytes]) -> Result<Whole, Failure> 
     let wants_base64 = ask.scan.value(ask.body, "encoding_format") == Some(b"\"base64\"");
     let asked = Request::read(ask.body)?;
     let expected = asked.texts()?.len();
-    let is_normalised = rules(ask).is_some_and(|rules| rules.normalised);
     let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(expected);
     let mut tokens = 0.0;
     let mut reported = Usage::default();
@@ -215,9 +214,7 @@ pub(super) fn decode(ask: &Ask<'_>, bodies: &[Bytes]) -> Result<Whole, Failure> 
         .into_iter()
         .enumerate()
         .map(|(index, mut vector)| {
-            if !is_normalised {
-                to_unit_length(&mut vector);
-            }
+            to_unit_length(&mut vector);
             let embedding = match wants_base64 {
                 true => {
                     let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();

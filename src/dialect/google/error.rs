@@ -7,9 +7,6 @@ use serde_json::Value;
 use crate::chat::{Failure, FailureClass};
 use crate::dialect::{ErrorReply, plain_text, shorten};
 
-/// A quota of a day is not waited for; this is when it is worth a look again.
-const DAY_QUOTA: Duration = Duration::from_secs(3_600);
-
 /// The failure that an error reply means.
 pub fn failure(reply: &ErrorReply<'_>) -> Failure {
     let tree: Value = serde_json::from_slice(reply.body).unwrap_or(Value::Null);
@@ -17,7 +14,7 @@ pub fn failure(reply: &ErrorReply<'_>) -> Failure {
         Some(error) => classify(reply.status, error),
         None => Failure::new(class_of(reply.status, ""), plain_text(reply.body)),
     };
-    failure.status = Some(reply.status);
+    failure.status = Some(told(reply.status));
     failure.retry_after = reply.retry_after.or(failure.retry_after);
     if failure.message.is_empty() {
         failure.message = format!("the provider answered with status {}", reply.status);
@@ -31,7 +28,7 @@ pub fn failure_in(body: &[u8]) -> Option<Failure> {
     let error = error_in(&tree)?;
     let status = status_of(error);
     let mut failure = classify(status, error);
-    failure.status = Some(status);
+    failure.status = Some(told(status));
     Some(failure)
 }
 
@@ -59,6 +56,11 @@ fn status_of(error: &Value) -> u16 {
     }
 }
 
+/// The status by which others know it: 499 is Google's for a call that it gave up.
+fn told(status: u16) -> u16 {
+    if matches!(status, 408 | 499) { 504 } else { status }
+}
+
 fn class_of(status: u16, name: &str) -> FailureClass {
     match status {
         400 if name == "FAILED_PRECONDITION" => FailureClass::Billing,
@@ -82,12 +84,14 @@ fn classify(status: u16, error: &Value) -> Failure {
     let is_daily = details()
         .flat_map(|detail| detail["violations"].as_array().into_iter().flatten())
         .any(|violation| violation["quotaId"].as_str().is_some_and(|quota| quota.contains("PerDay")));
-    let class = if status == 400 && is_bad_key { FailureClass::Credential } else { class_of(status, name) };
+    let class = match status {
+        400 if is_bad_key => FailureClass::Credential,
+        // The quota of a day is used up like money: nothing that waits for seconds helps.
+        429 if is_daily => FailureClass::Billing,
+        _ => class_of(status, name),
+    };
     let mut failure = Failure::new(class, shorten(message));
     failure.retry_after = details().find_map(|detail| delay(detail["retryDelay"].as_str()?));
-    if class == FailureClass::RateLimited && is_daily {
-        failure.retry_after = Some(failure.retry_after.unwrap_or_default().max(DAY_QUOTA));
-    }
     let text = message.to_lowercase();
     if status == 400 && (text.contains("input token count exceeds") || text.contains("exceeds the maximum number of tokens")) {
         failure.code = Some("context_length_exceeded".into());

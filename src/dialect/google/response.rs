@@ -288,7 +288,7 @@ pub(super) fn decode(ask: &Ask<'_>, body: &Bytes) -> Result<Whole, Failure> {
     {
         return Err(failure);
     }
-    let mut writer = ReplyWriter::new(ask.id, ask.model, ask.now);
+    let mut writer = ReplyWriter::new(ask);
     let mut events = Events::new(ask);
     events.take(&reply, &mut writer)?;
     if events.candidates.is_empty() {

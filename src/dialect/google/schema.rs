@@ -30,6 +30,18 @@ const SPOKEN: &[&str] = &[
     "unevaluatedProperties",
     "unevaluatedItems",
 ];
+/// Keywords of JSON Schema that are taken, beside those that are rewritten.
+const PLAIN: &[&str] = &[
+    "title",
+    "description",
+    "format",
+    "minItems",
+    "maxItems",
+    "minimum",
+    "maximum",
+    "required",
+    "propertyOrdering",
+];
 /// Fields of the older message, beside those that are rewritten.
 const MESSAGE: &[&str] = &[
     "title",
@@ -84,7 +96,8 @@ fn plain_node(schema: Value) -> Value {
             "enum" => drop(out.insert(word.clone(), without_empty(value))),
             "allOf" => {}
             "type" => plain_type(&mut out, value),
-            _ => drop(out.insert(word.clone(), value.clone())),
+            known if PLAIN.contains(&known) => drop(out.insert(word.clone(), value.clone())),
+            _ => spoken.push((word, value)),
         }
     }
     merge_all(&mut out, schema.get("allOf"), &plain_node);

@@ -8,18 +8,34 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-/// Message fields that carry replayed reasoning.
-pub(super) const REASONING: &[&str] = &["reasoning", "reasoning_content"];
+/// Message fields that are meant for one provider and handed back by clients that keep what they got.
+pub(super) const PRIVATE: &[&str] = &["thinking_blocks", "extra_content"];
+/// These, and message fields that carry replayed reasoning.
+pub(super) const REASONING: &[&str] = &["reasoning", "reasoning_content", "thinking_blocks", "extra_content"];
 /// Message fields that hosts of the plain kind refuse.
-pub(super) const FOREIGN: &[&str] = &["name", "reasoning", "reasoning_content", "refusal", "annotations", "audio"];
+pub(super) const FOREIGN: &[&str] =
+    &["name", "reasoning", "reasoning_content", "refusal", "annotations", "audio", "thinking_blocks", "extra_content"];
 
-/// Leaves the given fields out of every message and keeps everything else as it is.
+/// Leaves the given fields out of every message and its tool calls, and keeps everything else as it is.
 pub(super) fn without(messages: &[u8], fields: &[&str]) -> Result<Vec<u8>, serde_json::Error> {
     let mut list: Vec<indexed::Message<'_>> = serde_json::from_slice(messages)?;
     for message in &mut list {
         message.0.retain(|(name, _)| !fields.contains(&&**name));
+        for (name, value) in &mut message.0 {
+            if name == "tool_calls" && memchr::memmem::find(value.get().as_bytes(), b"\"extra_content\"").is_some() {
+                *value = Cow::Owned(crate::dialect::raw(calls_without(value, fields)?));
+            }
+        }
     }
     serde_json::to_vec(&list)
+}
+
+fn calls_without(calls: &RawValue, fields: &[&str]) -> Result<String, serde_json::Error> {
+    let mut calls: Vec<indexed::Message<'_>> = serde_json::from_str(calls.get())?;
+    for call in &mut calls {
+        call.0.retain(|(name, _)| !fields.contains(&&**name));
+    }
+    serde_json::to_string(&calls)
 }
 
 #[derive(Deserialize)]
@@ -231,7 +247,7 @@ mod indexed {
     use serde::ser::{Serialize, SerializeMap, Serializer};
     use serde_json::value::RawValue;
 
-    pub(super) struct Message<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
+    pub(super) struct Message<'a>(pub(super) Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
 
     impl<'de: 'a, 'a> Deserialize<'de> for Message<'a> {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -244,7 +260,7 @@ mod indexed {
                 fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                     let mut fields = Vec::new();
                     while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
-                        fields.push((Cow::Owned(name), value));
+                        fields.push((Cow::Owned(name), Cow::Borrowed(value)));
                     }
                     Ok(Message(fields))
                 }

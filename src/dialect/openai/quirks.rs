@@ -20,9 +20,9 @@ pub enum OutputLimit {
 /// How the messages of a request are rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Messages {
-    /// Not at all: the bytes pass.
-    AsWritten,
-    /// Replayed reasoning is left out; without any, the bytes pass.
+    /// What another provider alone understands is left out; without any, the bytes pass.
+    WithoutPrivate,
+    /// The same, and replayed reasoning.
     WithoutReasoning,
     /// `name`, replayed reasoning and other fields of a reply are left out.
     Plain,
@@ -138,7 +138,7 @@ const MISTRAL: Quirks = Quirks {
 
 /// A compatible host of no further known kind: vLLM, llama.cpp, Ollama and their like.
 const COMPATIBLE: Quirks =
-    Quirks { output_limit: OutputLimit::Legacy, messages: Messages::AsWritten, normalise: true, done_required: false, ..OPENAI };
+    Quirks { output_limit: OutputLimit::Legacy, messages: Messages::WithoutPrivate, normalise: true, done_required: false, ..OPENAI };
 
 /// Hosts of type `meta` by the end of their name.
 const HOSTS: &[(&str, Quirks)] = &[

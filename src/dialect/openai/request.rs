@@ -168,10 +168,10 @@ fn by_table(quirks: &Quirks, ask: &Ask<'_>, name: &str, value: &[u8]) -> Edit {
 
 fn rewrite_messages(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Result<Edit, Failure> {
     let rewritten = match quirks.messages {
-        Messages::AsWritten => return Ok(Edit::Keep),
-        Messages::WithoutReasoning if !ask.scan.features.contains(Features::REPLAYED_REASONING) => {
+        Messages::WithoutPrivate | Messages::WithoutReasoning if !ask.scan.features.contains(Features::REPLAYED) => {
             return Ok(Edit::Keep);
         }
+        Messages::WithoutPrivate => messages::without(value, messages::PRIVATE),
         Messages::WithoutReasoning => messages::without(value, messages::REASONING),
         Messages::Plain => messages::without(value, messages::FOREIGN),
         Messages::Strict => messages::strict(value),

@@ -4,6 +4,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::chat::{Piece, Sink, Usage};
+use crate::dialect::Ask;
 
 /// Identity of one reply, as every part of it repeats it.
 struct Identity {
@@ -13,8 +14,8 @@ struct Identity {
 }
 
 impl Identity {
-    fn new(id: &str, model: &str, created: u64) -> Self {
-        Self { id: inside(id), created, model: inside(model) }
+    fn new(ask: &Ask<'_>) -> Self {
+        Self { id: inside(ask.id), created: ask.now, model: inside(ask.model) }
     }
 
     fn learn(&mut self, id: &str, model: &str) {
@@ -53,13 +54,18 @@ pub struct ChunkWriter {
     tail: &'static [u8],
     /// Choices that have got their role.
     begun: u64,
+    /// Thinking blocks so far.
+    blocks: u32,
+    /// Who signs: a literal of backend and model.
+    origin: String,
 }
 
 impl ChunkWriter {
-    /// Starts with an identity of our own; `include_usage` says that every chunk names usage.
-    pub fn new(id: &str, model: &str, created: u64, include_usage: bool) -> Self {
-        let tail: &'static [u8] = if include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" };
-        let mut writer = Self { identity: Identity::new(id, model, created), head: Vec::new(), tail, begun: 0 };
+    /// Starts with an identity of our own.
+    pub fn new(ask: &Ask<'_>) -> Self {
+        let tail: &'static [u8] = if ask.scan.include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" };
+        let mut writer =
+            Self { identity: Identity::new(ask), head: Vec::new(), tail, begun: 0, blocks: 0, origin: origin(ask) };
         writer.make_head();
         writer
     }
@@ -93,7 +99,7 @@ impl ChunkWriter {
                 out.extend_from_slice(b",");
             }
         }
-        write_delta(&mut out, piece);
+        self.write_delta(&mut out, piece);
         out.extend_from_slice(b"}");
         match piece {
             Piece::Logprobs(list) => {
@@ -112,6 +118,33 @@ impl ChunkWriter {
         }
         out.extend_from_slice(self.tail);
         out.freeze()
+    }
+
+    fn write_delta(&mut self, out: &mut BytesMut, piece: &Piece<'_>) {
+        match piece {
+            Piece::Text(text) => put(out, &["\"content\":", text]),
+            Piece::Reasoning(text) => put(out, &["\"reasoning_content\":", text, ",\"reasoning\":", text]),
+            Piece::Refusal(text) => put(out, &["\"refusal\":", text]),
+            Piece::ThinkingBlock(block) => {
+                // Clients gather the entries of a list by their index.
+                let place = &mut itoa::Buffer::new();
+                let rest = block.strip_prefix('{').unwrap_or_default();
+                put(out, &["\"thinking_blocks\":[{\"index\":", place.format(self.blocks), ",", rest, "]"]);
+                self.blocks += 1;
+            }
+            Piece::Signature(text) => write_signature(out, text, &self.origin),
+            Piece::Annotations(list) => put(out, &["\"annotations\":", list]),
+            Piece::Call { index, .. } => {
+                put(out, &["\"tool_calls\":[{\"index\":", itoa::Buffer::new().format(*index), ","]);
+                write_call(out, piece, &self.origin);
+                put(out, &["]"]);
+            }
+            Piece::Arguments { index, text } => {
+                let place = &mut itoa::Buffer::new();
+                put(out, &["\"tool_calls\":[{\"index\":", place.format(*index), ",\"function\":{\"arguments\":", text, "}}]"]);
+            }
+            Piece::Logprobs(_) | Piece::Finish { .. } => {}
+        }
     }
 
     /// The event that carries the usage alone.
@@ -145,44 +178,30 @@ fn has_delta(piece: &Piece<'_>) -> bool {
     !matches!(piece, Piece::Finish { .. } | Piece::Logprobs(_))
 }
 
-fn write_delta(out: &mut BytesMut, piece: &Piece<'_>) {
-    let mut put = |parts: &[&str]| {
-        for part in parts {
-            out.extend_from_slice(part.as_bytes());
-        }
-    };
-    match piece {
-        Piece::Text(text) => put(&["\"content\":", text]),
-        Piece::Reasoning(text) => put(&["\"reasoning_content\":", text]),
-        Piece::Refusal(text) => put(&["\"refusal\":", text]),
-        Piece::ThinkingBlock(block) => put(&["\"thinking_blocks\":[", block, "]"]),
-        Piece::Signature(text) => put(&["\"extra_content\":", "{\"google\":{\"thought_signature\":", text, "}}"]),
-        Piece::Annotations(list) => put(&["\"annotations\":", list]),
-        Piece::Call { index, .. } => {
-            put(&["\"tool_calls\":[{\"index\":", itoa::Buffer::new().format(*index), ","]);
-            write_call(out, piece);
-            out.extend_from_slice(b"]");
-        }
-        Piece::Arguments { index, text } => {
-            let place = &mut itoa::Buffer::new();
-            put(&["\"tool_calls\":[{\"index\":", place.format(*index), ",\"function\":{\"arguments\":", text, "}}]"]);
-        }
-        Piece::Logprobs(_) | Piece::Finish { .. } => {}
+fn put(out: &mut BytesMut, parts: &[&str]) {
+    for part in parts {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 
+/// Backend and model as a literal: a signature means something to these alone.
+fn origin(ask: &Ask<'_>) -> String {
+    serde_json::Value::from(ask.origin()).to_string()
+}
+
+fn write_signature(out: &mut BytesMut, signature: &str, origin: &str) {
+    put(out, &["\"extra_content\":{\"google\":{\"thought_signature\":", signature, "},\"origin\":", origin, "}"]);
+}
+
 /// A call without its opening brace and index.
-fn write_call(out: &mut BytesMut, piece: &Piece<'_>) {
+fn write_call(out: &mut BytesMut, piece: &Piece<'_>, origin: &str) {
     let Piece::Call { id, name, arguments, signature, .. } = piece else { return };
-    for part in ["\"id\":", id, ",\"type\":\"function\",\"function\":{\"name\":", name, ",\"arguments\":", arguments, "}"] {
-        out.extend_from_slice(part.as_bytes());
-    }
+    put(out, &["\"id\":", id, ",\"type\":\"function\",\"function\":{\"name\":", name, ",\"arguments\":", arguments, "}"]);
     if let Some(signature) = signature {
-        out.extend_from_slice(b",\"extra_content\":{\"google\":{\"thought_signature\":");
-        out.extend_from_slice(signature.as_bytes());
-        out.extend_from_slice(b"}}");
+        put(out, &[","]);
+        write_signature(out, signature, origin);
     }
-    out.extend_from_slice(b"}");
+    put(out, &["}"]);
 }
 
 fn write_native(out: &mut BytesMut, native: Option<&str>) {
@@ -210,6 +229,8 @@ struct Gathered {
 pub struct ReplyWriter {
     identity: Identity,
     choices: Vec<Gathered>,
+    /// Who signs: a literal of backend and model.
+    origin: String,
 }
 
 /// More choices than any request may ask for.
@@ -217,8 +238,8 @@ const MAX_CHOICES: u32 = 128;
 
 impl ReplyWriter {
     /// Starts with an identity of our own.
-    pub fn new(id: &str, model: &str, created: u64) -> Self {
-        Self { identity: Identity::new(id, model, created), choices: Vec::new() }
+    pub fn new(ask: &Ask<'_>) -> Self {
+        Self { identity: Identity::new(ask), choices: Vec::new(), origin: origin(ask) }
     }
 
     /// Whether no piece has come.
@@ -235,7 +256,7 @@ impl ReplyWriter {
                 out.extend_from_slice(b",");
             }
             out.extend_from_slice(format!("{{\"index\":{index},\"message\":").as_bytes());
-            choice.write(&mut out);
+            choice.write(&mut out, &self.origin);
             out.extend_from_slice(b"}");
         }
         out.extend_from_slice(b"]");
@@ -258,12 +279,12 @@ impl Sink for ReplyWriter {
         if self.choices.len() <= place {
             self.choices.resize_with(place + 1, Gathered::default);
         }
-        self.choices[place].take(piece);
+        self.choices[place].take(piece, &self.origin);
     }
 }
 
 impl Gathered {
-    fn take(&mut self, piece: &Piece<'_>) {
+    fn take(&mut self, piece: &Piece<'_>, origin: &str) {
         match piece {
             Piece::Text(text) => self.text.get_or_insert_default().push_str(bare(text)),
             Piece::Reasoning(text) => self.reasoning.push_str(bare(text)),
@@ -274,7 +295,7 @@ impl Gathered {
             Piece::Annotations(list) => self.annotations = Some(list.clone()),
             Piece::Call { .. } => {
                 let mut call = BytesMut::from("{");
-                write_call(&mut call, piece);
+                write_call(&mut call, piece, origin);
                 self.calls.push(call);
             }
             // A whole reply has its arguments whole.
@@ -284,47 +305,44 @@ impl Gathered {
     }
 
     /// The message and what follows it in its choice.
-    fn write(self, out: &mut BytesMut) {
-        let mut put = |parts: &[&str]| {
-            for part in parts {
-                out.extend_from_slice(part.as_bytes());
-            }
-        };
-        put(&["{\"role\":\"assistant\",\"content\":"]);
+    fn write(self, out: &mut BytesMut, origin: &str) {
+        put(out, &["{\"role\":\"assistant\",\"content\":"]);
         match &self.text {
-            Some(text) => put(&["\"", text, "\""]),
-            None if self.calls.is_empty() && self.refusal.is_empty() => put(&["\"\""]),
-            None => put(&["null"]),
+            Some(text) => put(out, &["\"", text, "\""]),
+            None if self.calls.is_empty() && self.refusal.is_empty() => put(out, &["\"\""]),
+            None => put(out, &["null"]),
         }
         match self.refusal.is_empty() {
-            true => put(&[",\"refusal\":null"]),
-            false => put(&[",\"refusal\":\"", &self.refusal, "\""]),
+            true => put(out, &[",\"refusal\":null"]),
+            false => put(out, &[",\"refusal\":\"", &self.refusal, "\""]),
         }
         if !self.reasoning.is_empty() {
-            put(&[",\"reasoning_content\":\"", &self.reasoning, "\""]);
+            let text = &self.reasoning;
+            put(out, &[",\"reasoning_content\":\"", text, "\",\"reasoning\":\"", text, "\""]);
         }
         if !self.blocks.is_empty() {
-            put(&[",\"thinking_blocks\":[", &self.blocks.join(","), "]"]);
+            put(out, &[",\"thinking_blocks\":[", &self.blocks.join(","), "]"]);
         }
         if let Some(signature) = &self.signature {
-            put(&[",\"extra_content\":{\"google\":{\"thought_signature\":", signature, "}}"]);
+            put(out, &[","]);
+            write_signature(out, signature, origin);
         }
         if let Some(list) = &self.annotations {
-            put(&[",\"annotations\":", list]);
+            put(out, &[",\"annotations\":", list]);
         }
         for (place, call) in self.calls.iter().enumerate() {
-            put(&[if place == 0 { ",\"tool_calls\":[" } else { "," }]);
-            put(&[std::str::from_utf8(call).unwrap_or("{}")]);
+            put(out, &[if place == 0 { ",\"tool_calls\":[" } else { "," }]);
+            out.extend_from_slice(call);
         }
         if !self.calls.is_empty() {
-            put(&["]"]);
+            put(out, &["]"]);
         }
         match &self.logprobs {
-            Some(list) => put(&["},\"logprobs\":{\"content\":", list, ",\"refusal\":null},\"finish_reason\":"]),
-            None => put(&["},\"logprobs\":null,\"finish_reason\":"]),
+            Some(list) => put(out, &["},\"logprobs\":{\"content\":", list, ",\"refusal\":null},\"finish_reason\":"]),
+            None => put(out, &["},\"logprobs\":null,\"finish_reason\":"]),
         }
         let (reason, native) = self.finish.unwrap_or(("stop", None));
-        put(&["\"", reason, "\""]);
+        put(out, &["\"", reason, "\""]);
         write_native(out, native.as_deref());
     }
 }

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { BACKENDS, client, control, prepare, providerRequests, PIECES, TEXT, TOOLS, user } from "./harness.mjs";
+import { BACKENDS, client, control, LIKE_OPENAI, prepare, providerRequests, PIECES, TEXT, TOOLS, user } from "./harness.mjs";
 
 prepare();
 
@@ -72,7 +72,8 @@ for (const model of BACKENDS) {
   });
 
   test(`a picture reaches ${model} unchanged`, async () => {
-    const url = `data:image/png;base64,${Buffer.alloc(1000, 7).toString("base64")}`;
+    const png = Buffer.concat([Buffer.from("\x89PNG\r\n\x1a\n", "latin1"), Buffer.alloc(992, 7)]);
+    const url = `data:image/png;base64,${png.toString("base64")}`;
     const content = [{ type: "text", text: "[see]" }, { type: "image_url", image_url: { url } }];
     const reply = await client().chat.completions.create({ model, messages: [{ role: "user", content }] });
     assert.match(reply.choices[0].message.content, /^image\/png 1000 /);
@@ -83,7 +84,7 @@ for (const model of BACKENDS) {
     const response_format = { type: "json_schema", json_schema: { name: "city", schema } };
     const reply = await client().chat.completions.parse({ model, messages: user("[as-json]"), response_format });
     assert.deepEqual(JSON.parse(reply.choices[0].message.content), { city: "Paris", population: 2100000 });
-    assert.deepEqual((await providerRequests())[0].body.response_format, response_format);
+    if (LIKE_OPENAI.includes(model)) assert.deepEqual((await providerRequests())[0].body.response_format, response_format);
   });
 
   test(`a client that leaves ends the request at ${model}`, async () => {

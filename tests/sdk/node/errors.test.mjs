@@ -2,26 +2,26 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { client, control, OpenAI, prepare, providerRequests, TEXT, user } from "./harness.mjs";
+import { BACKENDS, client, control, LIKE_OPENAI, OpenAI, prepare, providerRequests, TEXT, TRANSLATED, user } from "./harness.mjs";
 
 prepare({ fresh: true });
 
-const EVERYONE = ["oai", "az", "az1", "mis", "llama", "groq", "together"];
+const EVERYONE = BACKENDS;
 
 // kind, backends, exception, status, code
 const KINDS = [
   ["bad-request", EVERYONE, OpenAI.BadRequestError, 400],
-  ["context-length", ["oai", "az1"], OpenAI.BadRequestError, 400, "context_length_exceeded"],
+  ["context-length", ["oai", "az1", ...TRANSLATED], OpenAI.BadRequestError, 400, "context_length_exceeded"],
   ["content-filter", ["az", "az1"], OpenAI.BadRequestError, 400, "content_filter"],
   ["bad-key", EVERYONE, OpenAI.InternalServerError, 502, "upstream_credential"],
-  ["forbidden", ["oai", "mis"], OpenAI.InternalServerError, 502, "upstream_credential"],
+  ["forbidden", ["oai", "mis", ...TRANSLATED], OpenAI.InternalServerError, 502, "upstream_credential"],
   ["no-model", EVERYONE, OpenAI.NotFoundError, 404],
-  ["unprocessable", EVERYONE, OpenAI.UnprocessableEntityError, 422],
+  ["unprocessable", LIKE_OPENAI, OpenAI.UnprocessableEntityError, 422],
   ["rate-limit", EVERYONE, OpenAI.RateLimitError, 429],
-  ["quota", ["oai"], OpenAI.RateLimitError, 429, "insufficient_quota"],
+  ["quota", ["oai", ...TRANSLATED], OpenAI.RateLimitError, 429, "insufficient_quota"],
   ["server-error", EVERYONE, OpenAI.InternalServerError, 502],
-  ["overloaded", ["oai", "mis"], OpenAI.InternalServerError, 503],
-  ["garbage", ["oai", "mis"], OpenAI.InternalServerError, 502],
+  ["overloaded", ["oai", "mis", ...TRANSLATED], OpenAI.InternalServerError, 503],
+  ["garbage", ["oai", "mis", ...TRANSLATED], OpenAI.InternalServerError, 502],
   ["silent", ["hasty"], OpenAI.InternalServerError, 504],
 ];
 

@@ -2,8 +2,11 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { after, afterEach, before, beforeEach } from "node:test";
 
@@ -13,7 +16,9 @@ const require = createRequire(process.env.SDK_NODE_MODULES + "/");
 export const OpenAI = require("openai");
 export const PIECES = ["Grüße 🎉", " from ", "a\u2028line", ' & "quotes"', "\nend."];
 export const TEXT = PIECES.join("");
-export const BACKENDS = ["oai", "az", "az1", "mis", "llama", "groq", "together"];
+export const LIKE_OPENAI = ["oai", "az", "az1", "mis", "llama", "groq", "together"];
+export const TRANSLATED = ["ant", "gem", "vertex"];
+export const BACKENDS = [...LIKE_OPENAI, ...TRANSLATED];
 
 export const user = (content) => [{ role: "user", content }];
 
@@ -28,6 +33,7 @@ let standin;
 let gateway;
 let standinUrl;
 let gatewayUrl;
+let account;
 let log = "";
 
 function freePort() {
@@ -61,8 +67,8 @@ async function awaitReady() {
 
 async function startGateway() {
   log = "";
-  const deadPort = await freePort();
-  const env = { ...process.env, GATEWAY_PORT: 0, STANDIN_PORT: new URL(standinUrl).port, DEAD_PORT: deadPort };
+  const ports = { GATEWAY_PORT: 0, STANDIN_PORT: new URL(standinUrl).port, DEAD_PORT: await freePort() };
+  const env = { ...process.env, ...ports, SERVICE_ACCOUNT: account };
   gateway = spawn(process.env.STAGEDOOR_BIN, ["--config", `${here}/gateway.yaml`], { env, stdio: ["ignore", "pipe", "pipe"] });
   for (const output of [gateway.stdout, gateway.stderr]) output.on("data", (bytes) => (log = (log + bytes).slice(-8000)));
   await awaitReady();
@@ -78,6 +84,7 @@ export async function control(path, method = "POST", body) {
   return reply.json();
 }
 
+export const notes = () => control("notes", "GET");
 export const providerRequests = () => control("requests", "GET");
 
 export const client = (options) =>
@@ -88,6 +95,8 @@ export function prepare({ fresh = false } = {}) {
   before(async () => {
     standin = spawn(process.env.SDK_PYTHON, [`${here}/standin.py`], { stdio: ["ignore", "pipe", "inherit"] });
     standinUrl = `http://127.0.0.1:${await firstLine(standin)}`;
+    account = join(await mkdtemp(join(tmpdir(), "stagedoor-")), "service-account.json");
+    await writeFile(account, JSON.stringify(await control("service-account", "GET")));
     if (!fresh) await startGateway();
   });
   beforeEach(async () => {
@@ -100,8 +109,9 @@ export function prepare({ fresh = false } = {}) {
     assert.ok(alive, "the gateway has died");
     assert.deepEqual(await control("breaches", "GET"), []);
   });
-  after(() => {
+  after(async () => {
     gateway?.kill("SIGKILL");
     standin?.kill("SIGKILL");
+    if (account) await rm(dirname(account), { recursive: true });
   });
 }
