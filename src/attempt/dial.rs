@@ -69,8 +69,7 @@ impl Service<ConnectInfo<Uri>> for Dialer {
                 (Some(proxy), None) => tunnel(proxy, &host, port).await.map_err(ConnectError::Io)?,
                 (Some(proxy), Some(guard)) => {
                     let addresses = resolve_guarded(guard, &host, port).await?;
-                    let address = addresses.first().ok_or(ConnectError::NoRecords)?;
-                    tunnel(proxy, &address.ip().to_string(), port).await.map_err(ConnectError::Io)?
+                    tunnel_to_any(proxy, &addresses).await?
                 }
             };
             stream.set_nodelay(true).map_err(ConnectError::Io)?;
@@ -154,6 +153,18 @@ impl ActixStream for Socket {
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy refused the tunnel with status {0}")]
 pub(crate) struct ProxyRefused(String);
+
+/// A tunnel to the first of these addresses that the proxy reaches.
+async fn tunnel_to_any(proxy: &Url, addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
+    let mut result = Err(ConnectError::NoRecords);
+    for address in addresses {
+        result = tunnel(proxy, &address.ip().to_string(), address.port()).await.map_err(ConnectError::Io);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
 
 async fn tunnel(proxy: &Url, host: &str, port: u16) -> std::io::Result<TcpStream> {
     let proxy_host = proxy.host_str().unwrap_or_default().trim_matches(['[', ']']);

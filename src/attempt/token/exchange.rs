@@ -57,7 +57,7 @@ impl Exchange {
             .append_pair("assertion", &assertion)
             .finish();
         let answer = self.post(&account.token_uri, form).await?;
-        judge(&answer, ISSUER).map_err(|failure| without(failure, &[&assertion]))
+        judge(&answer, ISSUER, &[&assertion])
     }
 
     /// Asks with a user's refresh token.
@@ -70,7 +70,7 @@ impl Exchange {
             .append_pair("refresh_token", refresh)
             .finish();
         let answer = self.post(&user.token_uri, form).await?;
-        judge(&answer, ISSUER).map_err(|failure| without(failure, &[refresh, secret]))
+        judge(&answer, ISSUER, &[refresh, secret])
     }
 
     async fn post(&self, uri: &str, form: String) -> Result<Answered, Failure> {
@@ -96,8 +96,8 @@ fn identity() -> (header::HeaderName, HeaderValue) {
     (header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))
 }
 
-/// The token in an answer, or what the answer means instead.
-pub(super) fn judge(answer: &Answered, whom: &str) -> Result<Minted, Failure> {
+/// The token in an answer, or what the answer means instead; what was sent is taken out of the issuer's words.
+pub(super) fn judge(answer: &Answered, whom: &str, sent: &[&str]) -> Result<Minted, Failure> {
     let status = answer.status.as_u16();
     let class = match status {
         200 => {
@@ -109,7 +109,7 @@ pub(super) fn judge(answer: &Answered, whom: &str) -> Result<Minted, Failure> {
         400..=499 => FailureClass::Credential,
         _ => FailureClass::Malformed,
     };
-    let words = words(&answer.body).map(|words| format!(": {words}")).unwrap_or_default();
+    let words = words(&answer.body, sent).map(|words| format!(": {words}")).unwrap_or_default();
     Err(Failure::new(class, format!("{whom} gave no access token, status {status}{words}")))
 }
 
@@ -127,28 +127,20 @@ fn minted(body: &[u8]) -> Option<Minted> {
     is_plain(body.access_token.expose()).then_some(Minted { secret: body.access_token, life })
 }
 
-/// The error's name and description, as OAuth writes them.
-fn words(body: &[u8]) -> Option<String> {
+/// The error's name and description, as OAuth writes them, without what was sent and not longer than needed.
+fn words(body: &[u8], sent: &[&str]) -> Option<String> {
     #[derive(Deserialize)]
     struct Body {
         error: String,
         error_description: Option<String>,
     }
     let body: Body = serde_json::from_slice(body).ok()?;
-    let words = match body.error_description {
+    let mut words = match body.error_description {
         Some(description) => format!("{} ({description})", body.error),
         None => body.error,
     };
-    Some(words.chars().filter(|c| !c.is_control()).collect())
-}
-
-/// Takes out what the issuer repeats of the credential, then what is too long.
-fn without(mut failure: Failure, secrets: &[&str]) -> Failure {
-    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        failure.message = failure.message.replace(secret, "[redacted]");
+    for secret in sent.iter().filter(|secret| !secret.is_empty()) {
+        words = words.replace(secret, "[redacted]");
     }
-    if let Some((end, _)) = failure.message.char_indices().nth(WORDS_LIMIT) {
-        failure.message.truncate(end);
-    }
-    failure
+    Some(words.chars().filter(|c| !c.is_control()).take(WORDS_LIMIT).collect())
 }

@@ -45,7 +45,7 @@ async fn one_try(exchange: &Exchange, host: &str) -> Result<Minted, Failure> {
     if answer.headers.get("metadata-flavor").is_none_or(|flavor| flavor != "Google") {
         return Err(hint(Failure::new(FailureClass::Malformed, format!("what answers for {ISSUER} is not Google's"))));
     }
-    judge(&answer, ISSUER)
+    judge(&answer, ISSUER, &[])
 }
 
 fn is_passing(class: FailureClass) -> bool {
