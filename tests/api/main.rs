@@ -5,6 +5,7 @@
 mod bad_input;
 mod chat;
 mod failures;
+mod images;
 mod network;
 mod panics;
 mod permits;
@@ -12,3 +13,4 @@ mod process;
 mod restarts;
 mod streams;
 mod support;
+mod tokens;

@@ -356,6 +356,40 @@ async fn the_proxy_of_the_environment_is_used_unless_the_host_is_exempt() {
     }
 }
 
+#[tokio::test]
+async fn images_and_tokens_come_over_tls_and_through_a_proxy_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = folder.path().join("user.json");
+    for protocol in ["h2", "http/1.1"] {
+        // It answers everything with a chat completion, which is neither an image nor a token.
+        let other = TlsProvider::start("localhost", &[protocol]).await;
+        let token_uri = format!("https://localhost:{}/token", other.port);
+        let user = json!({ "type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r",
+            "token_uri": token_uri });
+        std::fs::write(&credentials, user.to_string()).unwrap();
+        let proxy = Proxy::start(true).await;
+        for own in [String::new(), format!("proxyUrl: \"http://127.0.0.1:{}\",", proxy.port)] {
+            let common = format!("defaultModel: gemini-3.8-flash, caFile: \"{}\", {own}", other.ca.path().display());
+            let gateway = Gateway::start(&format!(
+                "backends:\n  - {{ name: gem, type: google, config: {{ apiKey: k, imageHosts: [\"localhost\"], {common} }} }}\n  \
+                 - {{ name: vertex, type: google, config: {{ projectId: p, credentialsFile: \"{}\", {common} }} }}\n",
+                credentials.display()
+            ));
+            let image = json!({ "type": "image_url", "image_url": { "url": format!("https://localhost:{}/", other.port) } });
+            let asked = json!({ "model": "gem", "messages": [{ "role": "user", "content": [image] }] });
+            let reply = gateway.post("/v1/chat/completions", &asked).await;
+            assert!(reply.text().contains("it is not a PNG"), "{}", reply.text());
+            let reply = gateway.chat("vertex", "hi").await;
+            assert!(reply.text().contains("the answer of the token endpoint holds no access token"), "{}", reply.text());
+        }
+        let lines: Vec<String> = proxy.heads().into_iter().map(|head| head.line).collect();
+        let address = |host: &str| format!("CONNECT {host}:{} HTTP/1.1", other.port);
+        assert!(lines.contains(&address("127.0.0.1")), "the address that was checked: {lines:?}");
+        assert!(lines.contains(&address("localhost")), "{lines:?}");
+        assert_eq!(other.counts().0, 4);
+    }
+}
+
 #[test]
 fn which_backends_take_the_proxy_of_the_environment() {
     let environment = BTreeMap::from([
