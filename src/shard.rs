@@ -13,8 +13,8 @@ use crate::actors::pool::Pool;
 use crate::actors::provider::Provider;
 use crate::actors::slots::{Shared, SlotState, Slots, take_jobs};
 use crate::actors::{
-    Cancel, Down, Job, PoolDown, PoolState, ProviderState, ProviderUp, Register, Remember, Restart, Restarted, Retire,
-    RetireReport, ShardState, Snapshot,
+    Cancel, Down, Job, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart, Restarted, Retire, RetireReport,
+    ShardState, Snapshot,
 };
 use crate::attempt::{Cut, FlightView};
 
@@ -36,7 +36,6 @@ impl Shard {
         }
         let shard = Self { slots: Rc::clone(&slots) }.start();
         *slots.shard.borrow_mut() = Some(shard.clone());
-        *slots.director.borrow_mut() = Some(director.clone());
         director.do_send(Register { worker, shard });
         slots
     }
@@ -211,14 +210,6 @@ fn waiting_view(job: &Job, phase: &'static str, now: Instant) -> FlightView {
         phase,
         stream: call.is_stream(),
         content_events: 0,
-    }
-}
-
-impl Handler<Remember> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, message: Remember, _: &mut Context<Self>) {
-        self.slots.remember(message.backend, &message.keepsakes);
     }
 }
 

@@ -10,9 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::slots::Shared;
-use super::{
-    AskState, CancelRequest, DrainReport, Register, Remember, Restart, RestartBackend, RestartReport, ShardState, Snapshot,
-};
+use super::{AskState, CancelRequest, DrainReport, Register, Restart, RestartBackend, RestartReport, ShardState, Snapshot};
 use crate::shard::Shard;
 
 /// How long a worker may take to answer for its state.
@@ -43,16 +41,6 @@ impl Handler<Register> for Director {
         self.shards.retain(|(worker, _)| *worker != message.worker);
         self.shards.push((message.worker, message.shard));
         self.shards.sort_by_key(|(worker, _)| *worker);
-    }
-}
-
-impl Handler<Remember> for Director {
-    type Result = ();
-
-    fn handle(&mut self, message: Remember, _: &mut Context<Self>) {
-        for (_, shard) in self.shards.iter().filter(|(worker, _)| *worker != message.worker) {
-            shard.do_send(message.clone());
-        }
     }
 }
 

@@ -13,7 +13,6 @@
 //! | [`Down`], [`PoolDown`] | provider, pool | [`crate::shard::Shard`] | none |
 //! | [`Restart`], [`Snapshot`], [`Cancel`] | [`director::Director`] | shard | [`Restarted`], [`ShardState`], flights ended |
 //! | [`Register`] | shard | director | none |
-//! | [`Remember`] | a flight's end | director, which tells every other shard | none |
 //! | [`RestartBackend`], [`AskState`], [`CancelRequest`] | /admin | director | results |
 //!
 //! Requests stay on their worker; only what the director sends and gets crosses threads, and that is plain data.
@@ -32,7 +31,7 @@ use tokio::sync::oneshot;
 
 use crate::attempt::{Call, Cut, FlightView, Ledger, Reply, ReplySender, Settled};
 use crate::balance::MemberStats;
-use crate::chat::{Failure, Keepsake};
+use crate::chat::Failure;
 
 /// A request for a pool.
 #[derive(Message)]
@@ -241,18 +240,6 @@ pub struct Cancel {
     pub id: Option<String>,
     /// On whose account.
     pub cut: Cut,
-}
-
-/// What a provider wants back with its tool calls, for the workers that did not make the request.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub struct Remember {
-    /// The worker that knows already.
-    pub worker: usize,
-    /// Index of the backend.
-    pub backend: usize,
-    /// What to keep.
-    pub keepsakes: Arc<[Keepsake]>,
 }
 
 /// A worker reports for duty.

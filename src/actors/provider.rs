@@ -19,13 +19,13 @@ use tokio::time::Instant;
 
 use super::pool::crash_failure;
 use super::slots::{JobQueue, Slots, Up};
-use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Remember, Retire, RetireReport};
+use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Retire, RetireReport};
 use crate::attempt::{
     Cut, End, Fetcher, FlightGuard, FlightPlan, Flights, HttpClient, Minter, Settled, Station, Tower, Transport, Verdict,
     panic_message, warm_up, work,
 };
 use crate::balance::Permit;
-use crate::chat::{Keepsake, Usage};
+use crate::chat::Usage;
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
 use crate::simulate::Simulator;
@@ -62,7 +62,6 @@ struct Retirement {
 /// Sends what a flight reports to the actors concerned.
 struct Messenger {
     slots: Rc<Slots>,
-    backend: usize,
     provider: WeakAddr<Provider>,
 }
 
@@ -84,13 +83,6 @@ impl Tower for Messenger {
             provider.do_send(Crashed(reason));
         }
     }
-
-    fn kept(&self, keepsakes: Vec<Keepsake>) {
-        self.slots.remember(self.backend, &keepsakes);
-        if let Some(director) = &*self.slots.director.borrow() {
-            director.do_send(Remember { worker: self.slots.worker, backend: self.backend, keepsakes: keepsakes.into() });
-        }
-    }
 }
 
 impl Provider {
@@ -107,19 +99,19 @@ impl Provider {
             }
         };
         let budget = Rc::clone(&slots.providers[index].budget);
-        let memory = Rc::clone(&slots.providers[index].memory);
+        let memory = Arc::clone(&shared.memory);
         let minter = Minter::of(&backend, &shared.tls);
         let held_limit = slots.shared.settings.server.max_body_in_flight;
         let fetcher = Fetcher::of(&backend, &shared.tls, &slots.shared.body_bytes, held_limit);
-        let station = Rc::new(Station { backend, codec, transport, minter, fetcher, budget, memory });
+        let station = Rc::new(Station { backend, codec, transport, minter, fetcher, budget, memory: Arc::clone(&memory) });
         if warm && matches!(station.transport, Transport::Http(_)) {
             actix_rt::spawn(warm_up(Rc::clone(&station)));
         }
         let queue = JobQueue::default();
         let mut flights = None;
         let addr = Self::create(|ctx| {
-            let messenger = Messenger { slots: Rc::clone(slots), backend: index, provider: ctx.address().downgrade() };
-            let table = Flights::new(Box::new(messenger));
+            let messenger = Messenger { slots: Rc::clone(slots), provider: ctx.address().downgrade() };
+            let table = Flights::new(Box::new(messenger), memory);
             flights = Some(Rc::clone(&table));
             Self {
                 station,

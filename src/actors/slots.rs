@@ -13,12 +13,11 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
 
 use super::Job;
-use super::director::Director;
 use super::pool::Pool;
 use super::provider::Provider;
 use crate::attempt::{Flights, Memory, system_roots, tls_config};
 use crate::balance::{CrashRecord, MemberStats, Permits, RetryBudget};
-use crate::chat::{Failure, Keepsake};
+use crate::chat::Failure;
 use crate::error::GatewayError;
 use crate::settings::Settings;
 use crate::shard::Shard;
@@ -47,6 +46,8 @@ pub struct SharedBackend {
     pub simulated: Arc<[AtomicU64; 2]>,
     /// TLS settings.
     pub tls: Arc<ClientConfig>,
+    /// What the provider wants back with its tool calls.
+    pub memory: Arc<Memory>,
 }
 
 impl Shared {
@@ -72,6 +73,7 @@ impl Shared {
                 generation: AtomicU32::new(1),
                 simulated: Arc::default(),
                 tls,
+                memory: Arc::default(),
             });
         }
         Ok(Arc::new(Self {
@@ -92,8 +94,6 @@ pub struct Slots {
     pub worker: usize,
     /// The supervisor.
     pub shard: RefCell<Option<Addr<Shard>>>,
-    /// The director.
-    pub director: RefCell<Option<Addr<Director>>>,
     /// By backend index.
     pub providers: Vec<ProviderSlot>,
     /// By pool index.
@@ -106,8 +106,6 @@ pub struct ProviderSlot {
     pub state: RefCell<SlotState>,
     /// Retries that may be spent; outlives generations.
     pub budget: Rc<RefCell<RetryBudget>>,
-    /// What the provider wants back with its tool calls; outlives generations.
-    pub memory: Rc<RefCell<Memory>>,
     /// Crashes of the last minute.
     pub crashes: RefCell<CrashRecord>,
     /// Starts after the first.
@@ -191,7 +189,6 @@ impl Slots {
         let provider = |_| ProviderSlot {
             state: RefCell::new(SlotState::Down { until: now, failed: false, generation: 0 }),
             budget: Rc::new(RefCell::new(RetryBudget::new(now.into_std()))),
-            memory: Rc::default(),
             crashes: RefCell::default(),
             restarts: Cell::new(0),
             crashed: Cell::new(0),
@@ -206,16 +203,7 @@ impl Slots {
         };
         let providers = shared.settings.backends.iter().map(provider).collect();
         let pools = shared.settings.pools.iter().map(pool).collect();
-        Rc::new(Self { shared, worker, shard: RefCell::new(None), director: RefCell::new(None), providers, pools })
-    }
-
-    /// Keeps what a provider wants back with its tool calls.
-    pub fn remember(&self, backend: usize, keepsakes: &[Keepsake]) {
-        let now = Instant::now();
-        let mut memory = self.providers[backend].memory.borrow_mut();
-        for keepsake in keepsakes {
-            memory.keep(keepsake, now);
-        }
+        Rc::new(Self { shared, worker, shard: RefCell::new(None), providers, pools })
     }
 
     /// The address of a pool.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::live::Upstream;
+use super::memory::Memory;
 use super::token::Minter;
 use crate::balance::Permit;
 use crate::chat::{FailureClass, Keepsake, Phase, Usage};
@@ -125,14 +126,13 @@ pub trait Tower {
     fn permit_returned(&self);
     /// A panic was caught in a task or body.
     fn crashed(&self, reason: String);
-    /// The provider wants this back with the tool calls it made.
-    fn kept(&self, keepsakes: Vec<Keepsake>);
 }
 
 /// Every attempt of one generation of a provider.
 pub struct Flights {
     slab: RefCell<Slab<Rc<Flight>>>,
     tower: Box<dyn Tower>,
+    memory: Arc<Memory>,
     /// Whether jobs wait for a permit.
     pub has_queue: Cell<bool>,
     /// Flights that ended by themselves.
@@ -192,10 +192,11 @@ pub struct FlightView {
 
 impl Flights {
     /// Starts empty.
-    pub fn new(tower: Box<dyn Tower>) -> Rc<Self> {
+    pub fn new(tower: Box<dyn Tower>, memory: Arc<Memory>) -> Rc<Self> {
         Rc::new(Self {
             slab: RefCell::new(Slab::new()),
             tower,
+            memory,
             has_queue: Cell::new(false),
             completed: Cell::new(0),
             cut: Cell::new(0),
@@ -323,9 +324,9 @@ impl Flight {
     }
 
     /// Keeps what the provider wants back with its tool calls.
-    pub fn keep(&self, keepsakes: Vec<Keepsake>) {
+    pub fn keep(&self, keepsakes: &[Keepsake]) {
         if !keepsakes.is_empty() {
-            self.flights.tower.kept(keepsakes);
+            self.flights.memory.keep(keepsakes, Instant::now());
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::flight::{Cut, End, FlightGuard};
 use super::transport::Incoming;
-use crate::chat::{Failure, FailureClass, Usage};
+use crate::chat::{Failure, FailureClass, Keepsake, Usage};
 use crate::dialect::Relay;
 use crate::dialect::openai::{error_event, usage_in_tail};
 use crate::error::GatewayError;
@@ -105,6 +105,14 @@ impl Upstream {
         match &self.meter {
             Meter::Events(relay) => relay.usage().unwrap_or_else(|| Usage::estimate(self.request_bytes, relay.content_events())),
             Meter::Bytes { tail, .. } => usage_in_tail(tail).unwrap_or_else(|| Usage { estimated: true, ..Usage::default() }),
+        }
+    }
+
+    /// What must be kept for later requests, once the reply is whole.
+    fn keepsakes(&mut self) -> Vec<Keepsake> {
+        match &mut self.meter {
+            Meter::Events(relay) if relay.is_done() => relay.keepsakes(),
+            Meter::Events(_) | Meter::Bytes { .. } => Vec::new(),
         }
     }
 
@@ -236,14 +244,16 @@ impl LiveBody {
             return Poll::Ready(self.end_by(cut));
         }
         let now = Instant::now();
-        let step = {
+        let (step, keepsakes) = {
             let mut cell = self.flight.upstream.borrow_mut();
             let Some(upstream) = cell.as_mut() else {
                 return Poll::Ready(None);
             };
             upstream.last_pull = now;
-            next(upstream, cx, now)
+            (next(upstream, cx, now), upstream.keepsakes())
         };
+        // Kept before the client can have seen the end and ask again.
+        self.flight.keep(&keepsakes);
         match step {
             Step::Emit(bytes) => Poll::Ready(Some(Ok(bytes))),
             Step::Wait => {
@@ -251,10 +261,7 @@ impl LiveBody {
                 Poll::Pending
             }
             Step::Done => {
-                let mut upstream = self.flight.upstream.borrow_mut().take();
-                if let Some(Upstream { meter: Meter::Events(relay), .. }) = &mut upstream {
-                    self.flight.keep(relay.keepsakes());
-                }
+                let upstream = self.flight.upstream.borrow_mut().take();
                 let usage = upstream.as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
                 self.close(End::Served, usage);
                 if let Some(upstream) = upstream.filter(|upstream| !upstream.is_over) {

@@ -82,7 +82,7 @@ pub(super) async fn whole_reply(
     });
     if let Some(flight) = flight.take() {
         flight.note_first_content(Instant::now(), head.attempts);
-        flight.keep(whole.keepsakes);
+        flight.keep(&whole.keepsakes);
         flight.settle(End::Served, Some(usage));
     }
     let headers = client_headers(codec, incoming.headers(), ask.now);

@@ -33,8 +33,8 @@ pub struct Station {
     pub fetcher: Option<Fetcher>,
     /// What retries may be spent; shared by the generations of this worker.
     pub budget: Rc<RefCell<RetryBudget>>,
-    /// What the provider wants back with its tool calls; shared by the generations of this worker.
-    pub memory: Rc<RefCell<Memory>>,
+    /// What the provider wants back with its tool calls; shared by all workers and generations.
+    pub memory: Arc<Memory>,
 }
 
 impl Station {
@@ -117,7 +117,7 @@ mod tests {
             transport: Transport::Http(Box::new(HttpClient::new(&backend, &tls, headers))),
             minter: Minter::of(&backend, &tls),
             codec: crate::dialect::Dialect::codec(&backend),
-            memory: Rc::default(),
+            memory: Arc::default(),
             fetcher: None,
             budget: Rc::new(RefCell::new(RetryBudget::new(Instant::now().into_std()))),
             backend,

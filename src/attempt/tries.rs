@@ -180,7 +180,7 @@ async fn one_try(
         backend,
         id: &call.id,
         now: unix_seconds(),
-        recall: &|id| station.memory.borrow().recall(id),
+        recall: &|id| station.memory.recall(id),
         images: images.as_deref().unwrap_or(&none),
     };
     let mut dropped = SmallVec::new();

@@ -90,8 +90,20 @@ impl FinishReason {
 pub struct Keepsake {
     /// The call's id, as the client knows it.
     pub call: String,
-    /// The dialect's own text.
+    /// The model, which alone understands it, and the dialect's own text behind a line break.
     pub state: String,
+}
+
+impl Keepsake {
+    /// Something that a model wants back with a call.
+    pub fn new(call: String, model: &str, state: &str) -> Self {
+        Self { call, state: format!("{model}\n{state}") }
+    }
+
+    /// The dialect's text in a kept state, if it is for this model.
+    pub fn for_model<'s>(state: &'s str, model: &str) -> Option<&'s str> {
+        state.strip_prefix(model)?.strip_prefix('\n')
+    }
 }
 
 /// Takes the pieces of a reply as they are found.

@@ -9,7 +9,7 @@ mod relay;
 pub mod sse;
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -52,7 +52,7 @@ pub struct Ask<'a> {
     /// Seconds since 1970, for the same purpose.
     pub now: u64,
     /// What was kept for a tool call's id.
-    pub recall: &'a dyn Fn(&str) -> Option<Rc<str>>,
+    pub recall: &'a dyn Fn(&str) -> Option<Arc<str>>,
     /// Images that were fetched, by their addresses.
     pub images: &'a HashMap<String, Image>,
 }
@@ -61,6 +61,12 @@ impl Ask<'_> {
     /// Backend and model: what they sign, they alone understand.
     pub fn origin(&self) -> String {
         format!("{}/{}", self.backend.name, self.model)
+    }
+
+    /// What was kept with a tool call for this very model.
+    fn kept(&self, call: &str) -> Option<String> {
+        let state = (self.recall)(call)?;
+        Keepsake::for_model(&state, self.model).map(str::to_owned)
     }
 }
 
@@ -256,7 +262,7 @@ impl Codec {
     pub fn relay(&self, ask: &Ask<'_>) -> Relay {
         match self {
             Self::OpenAi(quirks) => Relay::Same(openai::Relay::new(quirks, ask)),
-            Self::Anthropic => Relay::Translated(Translated::new(ask, Box::<anthropic::Events>::default())),
+            Self::Anthropic => Relay::Translated(Translated::new(ask, Box::new(anthropic::Events::new(ask)))),
             Self::Google => Relay::Translated(Translated::new(ask, Box::new(google::Events::new(ask)))),
         }
     }

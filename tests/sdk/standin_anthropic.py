@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 
+import anthropic.types.beta.message_create_params as beta_params
 import anthropic.types.message_create_params as params
 from aiohttp import web
 
@@ -26,10 +27,14 @@ SAMPLING = ("temperature", "top_p", "top_k")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 TOOL_ID = re.compile(r"[a-zA-Z0-9_-]+")
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
-TYPES = {
-    False: strict(params.MessageCreateParamsNonStreaming),
-    True: strict(params.MessageCreateParamsStreaming),
-}
+BINDING = "thinking-binding-controls-2026-08-01"
+
+
+@functools.cache
+def types(stream, beta):
+    module = beta_params if beta else params
+    return strict(module.MessageCreateParamsStreaming if stream else module.MessageCreateParamsNonStreaming)
+
 
 # What may be sent to a model: the largest max_tokens, whether it thinks unless told otherwise, the kinds of thinking
 # and levels of effort it takes, whether sampling is "free", "one" of two or the "default" only, whether a tool may be
@@ -130,16 +135,20 @@ def check_headers(headers):
     require(len(version) == 1 and version[0] in VERSIONS, f"header anthropic-version is {version}")
     for name in headers:
         require(not name.lower().startswith(("openai-", "api-key")), f"header {name} is forwarded")
-    return version[0]
+    betas = [beta.strip() for value in headers.getall("anthropic-beta", []) for beta in value.split(",")]
+    require(len(set(betas)) == len(betas) and all(betas), f"header anthropic-beta is {betas}")
+    return version[0], betas
 
 
-def check(body, version):
+def check(body, version, betas):
     require(body.get("model") in MODELS, f"model is {body.get('model')!r}")
     model = MODELS[body["model"]]
     if version == VERSIONS[1]:
         for name in SAMPLING:
             require(name not in body, f"{name}: Extra inputs are not permitted")
-    conform(TYPES[bool(body.get("stream"))], {k: v for k, v in body.items() if k not in SAMPLING})
+    require("betas" not in body, "betas: Extra inputs are not permitted")
+    conform(types(bool(body.get("stream")), bool(betas)), {k: v for k, v in body.items() if k not in SAMPLING})
+    require("block_binding" not in body.get("thinking", {}) or BINDING in betas, "thinking.block_binding: Extra inputs")
     require(1 <= body["max_tokens"] <= model.limit, f"max_tokens: {body['max_tokens']} > {model.limit}")
     check_thinking(body, model)
     check_sampling(body, model)
@@ -315,28 +324,32 @@ class Anthropic:
         return failures.anthropic("invalid_request_error", reason)
 
     async def serve(self, stand_in, request, seen):
-        version = check_headers(request.headers)
+        version, betas = check_headers(request.headers)
         require(request.method == "POST", "the method is not POST")
         require(request.path == "/anthropic/v1/messages", "no such path")
         require(not request.query_string, f"query is {request.query_string!r}")
         require(request.content_type == "application/json", f"content-type is {request.content_type}")
         body = seen["body"] = decode(await request.read())
-        check(body, version)
+        check(body, version, betas)
         self.verify(stand_in, body)
         answer = functools.partial(self.answer, stand_in)
         return await stand_in.behave(request, self, body, answers.last_text(view(body)), answer)
 
     def verify(self, stand_in, body):
         """Checks that thoughts come back as they were given, and notes those that do not come back."""
-        messages = body["messages"]
+        messages, binding = body["messages"], body.get("thinking", {}).get("block_binding") or {}
         spoken = [place for place, m in enumerate(messages) if m["role"] == "user" and of_type(m, "text", "image")]
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             thoughts = thoughts_of(message)
-            for thought in thoughts:
+            for thought in list(thoughts):
                 text, signature = thought.get("thinking", ""), thought.get("signature") or thought.get("data")
                 if signature != sign(body["model"], text, messages[:place], signature[:12]):
+                    if binding.get("prefix_mismatch_behavior") == "drop_block":
+                        thoughts.remove(thought)
+                        stand_in.note("dropped", provider=self.name, place=place)
+                        continue
                     reason = "Invalid `signature` in `thinking` block, or it is bound to a different conversation"
                     raise Refused(f"messages.{place}: {reason}")
             for call in of_type(message, "tool_use"):

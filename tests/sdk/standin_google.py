@@ -475,7 +475,7 @@ class Google:
         else:
             require(model in EMBEDDERS, f"models/{model} is not found")
             texts, length = self.check_embedding(model, verb, body)
-            text, answer = texts[0], functools.partial(self.embed, verb, texts, length)
+            text, answer = texts[0], functools.partial(self.embed, model, verb, texts, length)
         return await stand_in.behave(request, self, body, text, answer)
 
     def sign(self, model, nonce=None):
@@ -534,13 +534,14 @@ class Google:
             lengths = [each.get("embedContentConfig", {}).get("outputDimensionality", 3072) for each in requests]
         else:
             raise Breach(f"{verb} is not a method of models/{model}")
-        require(1 <= len(requests) <= 100, f"at most 100 requests can be in one batch, but {len(requests)} are")
+        require(requests, "no texts")
+        require(len(requests) <= 100 or verb == "predict", f"at most 100 in one batch, but {len(requests)} are")
         require(len(set(lengths)) == 1 and 1 <= lengths[0] <= 3072, f"outputDimensionality is {lengths}")
         require(all(len(each["content"]["parts"]) == 1 for each in requests), "several parts give one vector")
         return [each["content"]["parts"][0]["text"] for each in requests], lengths[0]
 
-    async def embed(self, verb, texts, length, request, provider, body, markers):
-        rows = [vector(text, length) for text in texts]
+    async def embed(self, model, verb, texts, length, request, provider, body, markers):
+        rows = [vector(text, length, model == "gemini-embedding-001") for text in texts]
         if verb == "predict":
             counts = {"token_count": 5, "truncated": False}
             return web.json_response(
@@ -646,11 +647,11 @@ def whole(chunks):
     return {**reply, "candidates": [candidate]}
 
 
-def vector(text, length):
-    """Of the wanted length, and not of unit length unless it is complete."""
+def vector(text, length, raw=True):
+    """Of as many dimensions as wanted, and a raw one not of length one unless it is complete."""
     row = [3.0 + len(text), 4.0] + [0.0] * (length - 2)
     norm = sum(value * value for value in row) ** 0.5
-    return [value / norm for value in row] if length == 3072 else row
+    return [value / norm for value in row] if length == 3072 or not raw else row
 
 
 def view(body):

@@ -90,4 +90,5 @@ def test_a_conversation_with_tools_is_taken_up_by_whichever_member_is_left(fresh
             answer = say(client, stream, history, model="across", reasoning_effort="low")
             assert set(answer.content.split("; ")) == {"get_time=get_time", "get_weather=get_weather"}
             history.append(keep(answer))
-    assert not [note for note in standin.notes() if note["current"]]
+    # Google notes the calls of others too, which have no signature that it would know.
+    assert not [note for note in standin.notes() if note["provider"] == "anthropic"]

@@ -33,8 +33,9 @@ def kinds():
         ("unprocessable-array", ["mis"], openai.UnprocessableEntityError, 422, None, 1),
         ("rate-limit", [name for name in EVERYONE if name != "vertex"], openai.RateLimitError, 429, None, 1),
         ("rate-limit", ["vertex"], openai.RateLimitError, 429, None, None),
-        ("quota", ["oai", "az", "llama", "ant", "gem", "vertex"], openai.RateLimitError, 429, "insufficient_quota", 1),
-        ("spend-limit", ["ant"], openai.RateLimitError, 429, "insufficient_quota", 1),
+        ("quota", ["oai", "az", "llama"], openai.RateLimitError, 429, "insufficient_quota", 1),
+        ("quota", TRANSLATED, openai.RateLimitError, 429, None, 1),
+        ("spend-limit", ["ant"], openai.RateLimitError, 429, None, 1),
         ("precondition", ["gem"], openai.APIStatusError, None, None, 1),
         ("string-code", ["gem"], openai.BadRequestError, 400, None, 1),
         ("timed-out", TRANSLATED, openai.InternalServerError, 504, None, 2),
@@ -120,8 +121,19 @@ def test_an_empty_account_is_not_worth_a_retry_and_the_sdk_makes_none(fresh_gate
     assert len(standin.requests()) == 1
 
 
-def test_a_host_without_credit_is_not_worth_a_retry(fresh_gateway):
-    error = raised(fresh_gateway, openai.APIStatusError, "together", "[no-credit]")
+@pytest.mark.parametrize(
+    ("backend", "text"),
+    [
+        ("together", "[no-credit]"),
+        ("ant", "[no-credit]"),
+        ("ant", "[spend-limit]"),
+        ("ant", "[quota]"),
+        ("gem", "[quota]"),
+        ("vertex", "[quota]"),
+    ],
+)
+def test_a_host_without_credit_is_not_worth_a_retry(fresh_gateway, backend, text):
+    error = raised(fresh_gateway, openai.APIStatusError, backend, text)
     assert error.status_code in (402, 429)
     assert error.response.headers["x-should-retry"] == "false"
 

@@ -75,9 +75,10 @@ def test_more_stops_than_the_service_takes_are_not_all_sent(standin, client):
 
 
 def test_logprobs_have_their_native_form(standin, client):
-    config = configured(standin, client, SAMPLED, logprobs=True, top_logprobs=3)
-    assert (config.get("responseLogprobs"), config.get("logprobs")) in [(True, 3), (None, None)]
-    assert configured(standin, client, SAMPLED, logprobs=True).get("logprobs") is None
+    config = configured(standin, client, OLD, logprobs=True, top_logprobs=3)
+    assert (config["responseLogprobs"], config["logprobs"]) == (True, 3)
+    config = configured(standin, client, OLD, logprobs=True, top_logprobs=0)
+    assert config["responseLogprobs"] and "logprobs" not in config
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Conversations with tools and thoughts over several turns, with a provider that checks its own signatures."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -82,6 +83,41 @@ def test_several_thoughts_of_one_turn_keep_their_order(client, standin, model, m
 def test_the_model_thinks_by_itself_without_being_asked_to(client, standin, model, stream):
     for keep in (echoed, forgetful):
         two_questions(client, stream, keep, "[one-by-one]", model=model)
+    assert standin.notes() == []
+
+
+@pytest.mark.parametrize("model", [SONNET, HAIKU, FLASH, VERTEX])
+def test_what_a_client_forgets_is_remembered_on_all_its_connections(gateway, standin, model):
+    """Each call and its answer go over connections of their own, while others are open."""
+
+    def one_question(_):
+        history = user("[call-tools]")
+        for _ in range(2):
+            with gateway.client() as client:
+                message = say(client, False, history, model=model, reasoning_effort="medium")
+            history += [forgetful(message), *answers_to(message)] if message.tool_calls else []
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one_question, range(24)))
+    assert standin.notes() == []
+
+
+@pytest.mark.parametrize("model", [SONNET, HAIKU, FLASH, VERTEX])
+def test_what_was_streamed_is_remembered_even_if_the_client_hangs_up_at_the_finish(client, standin, model):
+    options = {"model": model, "tools": TOOLS, "reasoning_effort": "medium"}
+    for _ in range(5):
+        calls = {}
+        with client.chat.completions.create(messages=user("[call-tools]"), stream=True, **options) as chunks:
+            for chunk in chunks:
+                for part in chunk.choices[0].delta.tool_calls or []:
+                    call = calls.setdefault(part.index, {"id": part.id, "name": part.function.name, "arguments": ""})
+                    call["arguments"] += part.function.arguments or ""
+                if chunk.choices[0].finish_reason:
+                    break
+        said = [{"id": call.pop("id"), "type": "function", "function": call} for call in calls.values()]
+        results = [{"role": "tool", "tool_call_id": call["id"], "content": "x"} for call in said]
+        history = [*user("[call-tools]"), {"role": "assistant", "tool_calls": said}, *results]
+        client.chat.completions.create(messages=history, **options)
     assert standin.notes() == []
 
 
@@ -231,13 +267,14 @@ def test_every_reason_to_stop_has_its_finish_reason(client, model, native, reaso
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize(("model", "text"), [("ant", "[reason-refusal]"), ("gem", "[refuse]"), ("vertex", "[refuse]")])
 def test_a_refusal_is_an_answer_without_content(client, model, text, stream):
-    options = {"model": model, "messages": user(text)}
+    create, options = client.chat.completions.create, {"model": model, "messages": user(text)}
     if stream:
-        with client.chat.completions.stream(**options) as events:
-            choice = events.get_final_completion().choices[0]
+        choices = [choice for chunk in create(**options, stream=True) for choice in chunk.choices]
+        assert not any(choice.delta.content for choice in choices)
     else:
-        choice = client.chat.completions.create(**options).choices[0]
-    assert choice.finish_reason == "content_filter" and not choice.message.content
+        choices = create(**options).choices
+        assert not choices[0].message.content
+    assert choices[-1].finish_reason == "content_filter"
 
 
 UNSUPPORTED = [

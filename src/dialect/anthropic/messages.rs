@@ -255,12 +255,15 @@ impl<'a> Building<'a> {
 
 /// The thinking blocks of an assistant's message: those the client hands back, else those kept here.
 fn thinking<'a>(message: &'a Message<'a>, ask: &Ask<'_>) -> std::vec::IntoIter<Cow<'a, RawValue>> {
-    let echoed: Vec<Cow<'a, RawValue>> = message.thinking_blocks.iter().flatten().filter_map(|block| own(block)).collect();
+    // Another model or account would refuse them.
+    let is_ours = message.extra_content.as_ref().and_then(|extra| extra.origin.as_ref()).is_none_or(|o| **o == ask.origin());
+    let echoed = message.thinking_blocks.iter().flatten().filter(|_| is_ours);
+    let echoed: Vec<Cow<'a, RawValue>> = echoed.filter_map(|block| own(block)).collect();
     if !echoed.is_empty() {
         return echoed.into_iter();
     }
     let first = message.tool_calls.iter().flatten().next().and_then(|call| call.id.as_deref());
-    let kept = first.and_then(|id| (ask.recall)(id)).and_then(|state| serde_json::from_str::<Vec<Box<RawValue>>>(&state).ok());
+    let kept = first.and_then(|id| ask.kept(id)).and_then(|state| serde_json::from_str::<Vec<Box<RawValue>>>(&state).ok());
     kept.unwrap_or_default().into_iter().map(Cow::Owned).collect::<Vec<_>>().into_iter()
 }
 

@@ -181,7 +181,7 @@ pub fn decode(ask: &Ask<'_>, body: &Bytes) -> Result<Whole, Failure> {
     }
     writer.piece(0, &finish(stop));
     let usage = message.usage.map(NativeUsage::usage);
-    let keepsakes = keepsake(first_call, &thinking);
+    let keepsakes = keepsake(first_call, ask.model, &thinking);
     Ok(Whole { body: writer.finish(usage.as_ref()), usage, keepsakes })
 }
 
@@ -195,9 +195,9 @@ pub(super) fn annotation(citation: &Citation<'_>) -> Option<String> {
 }
 
 /// The thinking that must come back with the calls it led to.
-pub(super) fn keepsake(first_call: Option<String>, thinking: &[&str]) -> Vec<Keepsake> {
+pub(super) fn keepsake(first_call: Option<String>, model: &str, thinking: &[&str]) -> Vec<Keepsake> {
     match first_call {
-        Some(call) if !thinking.is_empty() => vec![Keepsake { call, state: format!("[{}]", thinking.join(",")) }],
+        Some(call) if !thinking.is_empty() => vec![Keepsake::new(call, model, &format!("[{}]", thinking.join(",")))],
         _ => Vec::new(),
     }
 }

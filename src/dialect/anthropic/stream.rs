@@ -9,7 +9,7 @@ use super::error::failure_of;
 use super::response::{Block, Citation, Message, NativeUsage, StopDetails, annotation, finish, keepsake};
 use crate::chat::request::Text;
 use crate::chat::{Failure, FailureClass, Keepsake, Piece, Sink, Usage, unquote};
-use crate::dialect::{EventDecoder, literal, stringified};
+use crate::dialect::{Ask, EventDecoder, literal, stringified};
 
 /// An event; which fields are there depends on its type.
 #[derive(Deserialize)]
@@ -71,6 +71,7 @@ enum Open {
 /// Decodes one stream.
 #[derive(Default)]
 pub struct Events {
+    model: String,
     open: Vec<(u32, Open)>,
     calls: u32,
     first_call: Option<String>,
@@ -132,11 +133,16 @@ impl EventDecoder for Events {
 
     fn keepsakes(&mut self) -> Vec<Keepsake> {
         let thinking: Vec<&str> = self.thinking.iter().map(String::as_str).collect();
-        keepsake(self.first_call.take(), &thinking)
+        keepsake(self.first_call.take(), &self.model, &thinking)
     }
 }
 
 impl Events {
+    /// Starts for one request.
+    pub fn new(ask: &Ask<'_>) -> Self {
+        Self { model: ask.model.to_owned(), ..Self::default() }
+    }
+
     fn start(&mut self, index: u32, raw: &str, sink: &mut dyn Sink) {
         let Ok(block) = serde_json::from_str::<Block<'_>>(raw) else { return };
         let open = match &*block.kind {

@@ -129,18 +129,17 @@ pub(super) fn conversation<'a>(
     ask: &'a Ask<'a>,
 ) -> Result<Conversation<'a>, Failure> {
     let current = messages.iter().rposition(|message| message.role == Role::User).unwrap_or(0);
-    let mut building =
-        Building {
-            system: Vec::new(),
-            contents: Vec::new(),
-            calls: Vec::new(),
-            images: Vec::new(),
-            notes: Vec::new(),
-            origin: ask.origin(),
-            rules,
-            ask,
-            current,
-        };
+    let mut building = Building {
+        system: Vec::new(),
+        contents: Vec::new(),
+        calls: Vec::new(),
+        images: Vec::new(),
+        notes: Vec::new(),
+        origin: ask.origin(),
+        rules,
+        ask,
+        current,
+    };
     for (place, message) in messages.iter().enumerate() {
         building.take(place, message)?;
     }
@@ -188,8 +187,7 @@ impl<'a> Building<'a> {
                     self.system.extend(parts);
                 } else {
                     let noted = parts.into_iter().filter_map(|part| part.text);
-                    let noted: Vec<Part<'a>> =
-                        noted.map(|text| Part::text(format!("Note from the operator: {text}"))).collect();
+                    let noted: Vec<Part<'a>> = noted.map(|text| Part::text(format!("Note from the operator: {text}"))).collect();
                     match self.calls.is_empty() {
                         true => self.add("user", noted),
                         false => self.notes.extend(noted),
@@ -275,8 +273,8 @@ impl<'a> Building<'a> {
         if let Some(echoed) = echoed {
             return Some(Cow::Borrowed(echoed));
         }
-        if let Some(kept) = (self.ask.recall)(id) {
-            return Some(Cow::Owned(kept.to_string()));
+        if let Some(kept) = self.ask.kept(id) {
+            return Some(Cow::Owned(kept));
         }
         let is_first_of_step = index == 0 && place > self.current;
         is_first_of_step.then(|| Cow::Borrowed(self.ask.backend.translation.signature_placeholder.as_str()))

@@ -117,8 +117,10 @@ impl UsageMetadata {
 }
 
 /// What a candidate has said so far.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Progress {
+    /// The last signature on a text: clients that gather a stream would join several into one.
+    signature: Option<String>,
     calls: u32,
     has_content: bool,
     finished: bool,
@@ -127,6 +129,7 @@ struct Progress {
 /// Decodes one stream; a whole reply is its only event.
 pub struct Events {
     request: String,
+    model: String,
     reply: String,
     candidates: Vec<Progress>,
     usage: Option<UsageMetadata>,
@@ -139,7 +142,14 @@ const MAX_CANDIDATES: u32 = 64;
 impl Events {
     /// Starts for one request.
     pub fn new(ask: &Ask<'_>) -> Self {
-        Self { request: ask.id.to_owned(), reply: String::new(), candidates: Vec::new(), usage: None, keepsakes: Vec::new() }
+        Self {
+            request: ask.id.to_owned(),
+            model: ask.model.to_owned(),
+            reply: String::new(),
+            candidates: Vec::new(),
+            usage: None,
+            keepsakes: Vec::new(),
+        }
     }
 
     fn take(&mut self, reply: &Reply<'_>, sink: &mut dyn Sink) -> Result<(), Failure> {
@@ -170,7 +180,7 @@ impl Events {
         sink.piece(0, &Piece::Refusal(&Value::from(words).to_string()));
         let native = Some(Cow::Owned(Value::from(reason).to_string()));
         sink.piece(0, &Piece::Finish { reason: FinishReason::ContentFilter, native });
-        self.candidates.push(Progress { finished: true, has_content: true, calls: 0 });
+        self.candidates.push(Progress { finished: true, has_content: true, ..Progress::default() });
     }
 
     fn candidate(&mut self, index: u32, candidate: &Candidate<'_>, sink: &mut dyn Sink) -> Result<(), Failure> {
@@ -194,6 +204,9 @@ impl Events {
             return Err(Failure::new(FailureClass::Server, format!("{reason}: {why}")));
         }
         progress.finished = true;
+        if let Some(signature) = progress.signature.take() {
+            sink.piece(index, &Piece::Signature(&signature));
+        }
         sink.piece(index, &finish(reason, progress.calls > 0));
         Ok(())
     }
@@ -210,7 +223,7 @@ impl Events {
             };
             if let Some(signature) = part.thought_signature.and_then(|text| unquote(text.get().as_bytes())) {
                 let call = unquote(id.as_bytes()).unwrap_or_default().into_owned();
-                self.keepsakes.push(Keepsake { call, state: signature.into_owned() });
+                self.keepsakes.push(Keepsake::new(call, &self.model, &signature));
             }
             sink.piece(
                 index,
@@ -232,7 +245,7 @@ impl Events {
             }
         }
         if let Some(signature) = part.thought_signature {
-            sink.piece(index, &Piece::Signature(signature.get()));
+            progress.signature = Some(signature.get().to_owned());
         }
     }
 }

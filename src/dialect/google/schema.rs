@@ -31,17 +31,8 @@ const SPOKEN: &[&str] = &[
     "unevaluatedItems",
 ];
 /// Keywords of JSON Schema that are taken, beside those that are rewritten.
-const PLAIN: &[&str] = &[
-    "title",
-    "description",
-    "format",
-    "minItems",
-    "maxItems",
-    "minimum",
-    "maximum",
-    "required",
-    "propertyOrdering",
-];
+const PLAIN: &[&str] =
+    &["title", "description", "format", "minItems", "maxItems", "minimum", "maximum", "required", "propertyOrdering"];
 /// Fields of the older message, beside those that are rewritten.
 const MESSAGE: &[&str] = &[
     "title",

@@ -22,7 +22,9 @@ pub(super) fn without(messages: &[u8], fields: &[&str]) -> Result<Vec<u8>, serde
     for message in &mut list {
         message.0.retain(|(name, _)| !fields.contains(&&**name));
         for (name, value) in &mut message.0 {
-            if name == "tool_calls" && memchr::memmem::find(value.get().as_bytes(), b"\"extra_content\"").is_some() {
+            // The index of a streamed call comes back too from clients that keep what they got.
+            let has = |word: &str| memchr::memmem::find(value.get().as_bytes(), word.as_bytes()).is_some();
+            if name == "tool_calls" && (has("\"extra_content\"") || has("\"index\"")) {
                 *value = Cow::Owned(crate::dialect::raw(calls_without(value, fields)?));
             }
         }
@@ -33,7 +35,7 @@ pub(super) fn without(messages: &[u8], fields: &[&str]) -> Result<Vec<u8>, serde
 fn calls_without(calls: &RawValue, fields: &[&str]) -> Result<String, serde_json::Error> {
     let mut calls: Vec<indexed::Message<'_>> = serde_json::from_str(calls.get())?;
     for call in &mut calls {
-        call.0.retain(|(name, _)| !fields.contains(&&**name));
+        call.0.retain(|(name, _)| name != "index" && !fields.contains(&&**name));
     }
     serde_json::to_string(&calls)
 }

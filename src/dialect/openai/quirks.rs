@@ -137,8 +137,13 @@ const MISTRAL: Quirks = Quirks {
 };
 
 /// A compatible host of no further known kind: vLLM, llama.cpp, Ollama and their like.
-const COMPATIBLE: Quirks =
-    Quirks { output_limit: OutputLimit::Legacy, messages: Messages::WithoutPrivate, normalise: true, done_required: false, ..OPENAI };
+const COMPATIBLE: Quirks = Quirks {
+    output_limit: OutputLimit::Legacy,
+    messages: Messages::WithoutPrivate,
+    normalise: true,
+    done_required: false,
+    ..OPENAI
+};
 
 /// Hosts of type `meta` by the end of their name.
 const HOSTS: &[(&str, Quirks)] = &[

@@ -64,8 +64,7 @@ impl ChunkWriter {
     /// Starts with an identity of our own.
     pub fn new(ask: &Ask<'_>) -> Self {
         let tail: &'static [u8] = if ask.scan.include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" };
-        let mut writer =
-            Self { identity: Identity::new(ask), head: Vec::new(), tail, begun: 0, blocks: 0, origin: origin(ask) };
+        let mut writer = Self { identity: Identity::new(ask), head: Vec::new(), tail, begun: 0, blocks: 0, origin: origin(ask) };
         writer.make_head();
         writer
     }
@@ -130,6 +129,9 @@ impl ChunkWriter {
                 let place = &mut itoa::Buffer::new();
                 let rest = block.strip_prefix('{').unwrap_or_default();
                 put(out, &["\"thinking_blocks\":[{\"index\":", place.format(self.blocks), ",", rest, "]"]);
+                if self.blocks == 0 {
+                    put(out, &[",\"extra_content\":{\"origin\":", &self.origin, "}"]);
+                }
                 self.blocks += 1;
             }
             Piece::Signature(text) => write_signature(out, text, &self.origin),
@@ -321,7 +323,7 @@ impl Gathered {
             put(out, &[",\"reasoning_content\":\"", text, "\",\"reasoning\":\"", text, "\""]);
         }
         if !self.blocks.is_empty() {
-            put(out, &[",\"thinking_blocks\":[", &self.blocks.join(","), "]"]);
+            put(out, &[",\"thinking_blocks\":[", &self.blocks.join(","), "],\"extra_content\":{\"origin\":", origin, "}"]);
         }
         if let Some(signature) = &self.signature {
             put(out, &[","]);
