@@ -277,7 +277,7 @@ impl<'a> Building<'a> {
             return Some(Cow::Owned(kept));
         }
         let is_first_of_step = index == 0 && place > self.current;
-        is_first_of_step.then(|| Cow::Borrowed(self.ask.backend.translation.signature_placeholder.as_str()))
+        is_first_of_step.then_some(Cow::Borrowed(self.ask.backend.translation.signature_placeholder.as_str()))
     }
 
     fn result(&mut self, place: usize, message: &'a Message<'a>) -> Result<(), Failure> {

@@ -180,6 +180,29 @@ struct Statistics {
     token_count: f64,
 }
 
+/// A list of embeddings of the OpenAI API.
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Entry>,
+    model: &'a str,
+    usage: Value,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    object: &'static str,
+    index: usize,
+    embedding: Encoding,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Encoding {
+    Floats(Vec<f32>),
+    Base64(String),
+}
+
 /// The replies to all parts as one reply of the OpenAI API.
 pub(super) fn decode(ask: &Ask<'_>, bodies: &[Bytes]) -> Result<Whole, Failure> {
     let wants_base64 = ask.scan.value(ask.body, "encoding_format") == Some(b"\"base64\"");
@@ -210,28 +233,25 @@ pub(super) fn decode(ask: &Ask<'_>, bodies: &[Bytes]) -> Result<Whole, Failure> 
     reported.prompt_tokens = reported.prompt_tokens.max(counted);
     let usage = (reported.prompt_tokens > 0).then_some(reported);
     let shown = usage.unwrap_or_else(|| Usage::estimate(ask.body.len(), 0));
-    let data: Vec<Value> = vectors
-        .into_iter()
-        .enumerate()
-        .map(|(index, mut vector)| {
-            to_unit_length(&mut vector);
-            let embedding = match wants_base64 {
-                true => {
-                    let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
-                    json!(STANDARD.encode(bytes))
-                }
-                false => json!(vector),
-            };
-            json!({ "object": "embedding", "index": index, "embedding": embedding })
-        })
-        .collect();
-    let body = json!({
-        "object": "list",
-        "data": data,
-        "model": ask.model,
-        "usage": { "prompt_tokens": shown.prompt_tokens, "total_tokens": shown.prompt_tokens },
-    });
-    Ok(Whole { body: Bytes::from(body.to_string()), usage, keepsakes: Vec::new() })
+    let entry = |(index, mut vector): (usize, Vec<f32>)| {
+        to_unit_length(&mut vector);
+        let embedding = match wants_base64 {
+            true => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+                Encoding::Base64(STANDARD.encode(bytes))
+            }
+            false => Encoding::Floats(vector),
+        };
+        Entry { object: "embedding", index, embedding }
+    };
+    let list = List {
+        object: "list",
+        data: vectors.into_iter().enumerate().map(entry).collect(),
+        model: ask.model,
+        usage: json!({ "prompt_tokens": shown.prompt_tokens, "total_tokens": shown.prompt_tokens }),
+    };
+    let body = serde_json::to_vec(&list).map_err(|error| Failure::new(FailureClass::Malformed, error.to_string()))?;
+    Ok(Whole { body: Bytes::from(body), usage, keepsakes: Vec::new() })
 }
 
 /// Clients of the OpenAI API take every vector for one of unit length; shortened ones of some models are not.

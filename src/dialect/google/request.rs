@@ -158,7 +158,6 @@ fn generation_config<'a>(
 }
 
 /// A seed of 32 bits from one of 64, always the same.
-#[expect(clippy::cast_possible_truncation, reason = "folding is meant to lose the upper half")]
 fn folded(seed: i64) -> i32 {
     i32::try_from(seed).unwrap_or(((seed ^ (seed >> 32)) & 0x7fff_ffff) as i32)
 }
@@ -189,7 +188,7 @@ fn thinking(request: &Request<'_>, rules: &GoogleRules, ask: &Ask<'_>, dropped: 
         });
     }
     // The nearest level that is not above the wanted one, else the lowest.
-    let level = rules.levels.iter().copied().filter(|level| *level <= effort).max().or(rules.levels.first().copied());
+    let level = rules.levels.iter().copied().filter(|level| *level <= effort).max().or_else(|| rules.levels.first().copied());
     dropped.note("reasoning_effort", level.is_none() || effort == Effort::None);
     level.map(|level| ThinkingConfig {
         include_thoughts: effort != Effort::None,

@@ -162,7 +162,7 @@ impl Events {
         // Counts are totals: the last report holds.
         self.usage = reply.usage_metadata.or(self.usage);
         for (place, candidate) in reply.candidates.iter().flatten().enumerate() {
-            let index = candidate.index.unwrap_or(u32::try_from(place).unwrap_or(0)).min(MAX_CANDIDATES);
+            let index = candidate.index.unwrap_or_else(|| u32::try_from(place).unwrap_or(0)).min(MAX_CANDIDATES);
             self.candidate(index, candidate, sink)?;
         }
         if let Some(feedback) = &reply.prompt_feedback

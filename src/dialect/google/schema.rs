@@ -91,9 +91,27 @@ fn plain_node(schema: Value) -> Value {
             _ => spoken.push((word, value)),
         }
     }
+    if schema.get("type").is_some_and(Value::is_array) {
+        into_branches(&mut out);
+    }
     merge_all(&mut out, schema.get("allOf"), &plain_node);
     finish(&mut out, &spoken);
     Value::Object(out)
+}
+
+/// What only lists or objects have goes into their alternative.
+fn into_branches(out: &mut Map<String, Value>) {
+    let Some(Value::Array(mut all)) = out.get_mut("anyOf").map(Value::take) else { return };
+    for (kind, words) in
+        [("array", &["items", "minItems", "maxItems"][..]), ("object", &["properties", "required", "additionalProperties"][..])]
+    {
+        let branch = all.iter_mut().find(|branch| branch["type"] == kind).and_then(Value::as_object_mut);
+        if let Some(branch) = branch {
+            branch.extend(words.iter().filter_map(|word| out.shift_remove_entry(*word)));
+            items_of_arrays(branch);
+        }
+    }
+    out.insert("anyOf".into(), Value::Array(all));
 }
 
 fn definitions(schema: &Map<String, Value>) -> Option<(String, Value)> {
@@ -137,10 +155,10 @@ fn message_node(schema: &Value, root: &Value, depth: usize) -> Value {
         match word.as_str() {
             silent if SILENT.contains(&silent) => {}
             said if SPOKEN.contains(&said) => spoken.push((word, value)),
-            "properties" => drop(out.insert(word.clone(), each(value, &inner))),
+            "properties" => drop(out.insert(word.clone(), each(value, inner))),
             "items" => drop(out.insert(word.clone(), inner(value.clone()))),
             "required" => drop(out.insert(word.clone(), value.clone())),
-            "anyOf" | "oneOf" => alternatives(&mut out, value, &inner),
+            "anyOf" | "oneOf" => alternatives(&mut out, value, inner),
             "type" => message_type(&mut out, value),
             "const" if value.is_string() => drop(out.insert("enum".into(), json!([value]))),
             "const" => {
