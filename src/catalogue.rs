@@ -12,12 +12,18 @@ const EMBEDDED: &str = include_str!("../settings/catalogue.json");
 const PICO: u64 = 1_000_000_000_000;
 
 /// Models by `type/id`, and the rules of the dialects that differ by model.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone)]
 pub struct Catalogue {
-    /// The day on which the facts were collected.
-    pub as_of: String,
-    models: HashMap<String, Model>,
+    /// By vendor, then by id.
+    models: HashMap<String, HashMap<String, Model>>,
+    anthropic: Vec<AnthropicRules>,
+    google: Vec<GoogleRules>,
+}
+
+/// The file.
+#[derive(Deserialize)]
+struct Facts {
+    models: BTreeMap<String, Model>,
     anthropic: Vec<AnthropicRules>,
     google: Vec<GoogleRules>,
 }
@@ -264,9 +270,13 @@ pub enum VertexMethod {
 impl Catalogue {
     /// The embedded facts, with an operator's own before them.
     pub fn new(overrides: BTreeMap<String, Model>) -> Self {
-        let mut catalogue = Self::embedded();
+        let facts: Facts = serde_json::from_str(EMBEDDED).expect("the embedded catalogue is read by a test");
+        let mut catalogue = Self { models: HashMap::new(), anthropic: facts.anthropic, google: facts.google };
+        for (id, model) in facts.models {
+            *catalogue.entry(&id) = model;
+        }
         for (id, own) in overrides {
-            let known = catalogue.models.entry(id).or_default();
+            let known = catalogue.entry(&id);
             known.context_tokens = own.context_tokens.or(known.context_tokens);
             known.max_output_tokens = own.max_output_tokens.or(known.max_output_tokens);
             known.price = own.price.or_else(|| known.price.take());
@@ -275,23 +285,25 @@ impl Catalogue {
         catalogue
     }
 
-    fn embedded() -> Self {
-        serde_json::from_str(EMBEDDED).expect("the embedded catalogue is read by a test")
+    fn entry(&mut self, id: &str) -> &mut Model {
+        let (vendor, id) = id.split_once('/').unwrap_or(("", id));
+        self.models.entry(vendor.to_owned()).or_default().entry(id.to_owned()).or_default()
     }
 
-    /// A model by its type and id; a dated id is known by its undated one.
-    pub fn model(&self, kind: &str, id: &str) -> Option<&Model> {
-        self.models.get(&format!("{kind}/{id}")).or_else(|| {
+    /// A model by its vendor (mostly the type of its backend) and id; a dated id is known by its undated one.
+    pub fn model(&self, vendor: &str, id: &str) -> Option<&Model> {
+        let models = self.models.get(vendor)?;
+        models.get(id).or_else(|| {
             let (undated, date) = id.rsplit_once('-')?;
             let is_date = date.len() == 8 && date.bytes().all(|byte| byte.is_ascii_digit());
-            is_date.then(|| self.models.get(&format!("{kind}/{undated}")))?
+            is_date.then(|| models.get(undated))?
         })
     }
 
-    /// Ids of a type that are not retired, in order.
-    pub fn live(&self, kind: &str) -> Vec<&str> {
-        let own = self.models.iter().filter(|(_, model)| model.status != Status::Retired);
-        let mut ids: Vec<&str> = own.filter_map(|(id, _)| id.strip_prefix(kind)?.strip_prefix('/')).collect();
+    /// Ids of a vendor that are not retired, in order.
+    pub fn live(&self, vendor: &str) -> Vec<&str> {
+        let own = self.models.get(vendor).into_iter().flatten().filter(|(_, model)| model.status != Status::Retired);
+        let mut ids: Vec<&str> = own.map(|(id, _)| id.as_str()).collect();
         ids.sort_unstable();
         ids
     }

@@ -1,4 +1,4 @@
-//! `GET /v1/models`: pools, backends, and the models they are configured with.
+//! `GET /v1/models`: pools, backends, and the models they are configured with or known to have.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::reply;
 use super::{Gateway, auth};
 use crate::error::GatewayError;
-use crate::settings::Settings;
+use crate::settings::{Backend, BackendType, Settings};
 
 /// Lists every name that a request may put in `model`.
 pub(super) async fn list(request: HttpRequest) -> HttpResponse {
@@ -44,15 +44,52 @@ fn models(settings: &Settings) -> BTreeMap<String, Value> {
     let mut models = BTreeMap::new();
     for backend in &settings.backends {
         let owner = backend.kind.word();
-        for model in backend.aliases.keys().map(String::as_str).chain(backend.default_model.as_deref()) {
-            let (id, described) = entry(model, owner);
+        let configured = backend.aliases.keys().map(String::as_str).chain(backend.default_model.as_deref());
+        for model in configured {
+            let (id, described) = described(backend, model, model);
             models.entry(id).or_insert(described);
-            models.extend([entry(&format!("{}/{model}", backend.name), owner)]);
+            models.extend([self::described(backend, model, &format!("{}/{model}", backend.name))]);
         }
+        for model in known_to_have(backend) {
+            // Without its backend's name a model is known where no other backend could take it.
+            let (pool, _) = settings.by_model(model);
+            if settings.pools[pool].implicit && settings.pools[pool].members == [backend.index] {
+                let (id, described) = described(backend, model, model);
+                models.entry(id).or_insert(described);
+            }
+            let (id, described) = described(backend, model, &format!("{}/{model}", backend.name));
+            models.entry(id).or_insert(described);
+        }
+        models.extend([entry(&backend.name, owner)]);
     }
-    for pool in &settings.pools {
-        let owner = if pool.implicit { settings.backends[pool.members[0]].kind.word() } else { "stagedoor" };
-        models.extend([entry(&pool.name, owner)]);
+    for pool in settings.pools.iter().filter(|pool| !pool.implicit) {
+        models.extend([entry(&pool.name, "stagedoor")]);
     }
     models
+}
+
+/// Models that the catalogue says a vendor's own endpoint has; other hosts have what they have.
+fn known_to_have(backend: &Backend) -> Vec<&str> {
+    match backend.kind {
+        BackendType::OpenAi | BackendType::Anthropic | BackendType::Google | BackendType::Mistral => {
+            backend.catalogue.live(backend.vendor)
+        }
+        BackendType::Azure | BackendType::Meta | BackendType::Simulated => Vec::new(),
+    }
+}
+
+/// A model under one of its names, with what the catalogue knows of it; what is unknown is null.
+fn described(backend: &Backend, model: &str, id: &str) -> (String, Value) {
+    let native = backend.aliases.get(model).map_or(model, String::as_str);
+    let facts = backend.catalogue.model(backend.vendor, native);
+    let entry = json!({
+        "id": id,
+        "object": "model",
+        "created": 0,
+        "owned_by": backend.kind.word(),
+        "context_window": facts.and_then(|facts| facts.context_tokens),
+        "max_output_tokens": facts.and_then(|facts| facts.max_output_tokens),
+        "shutdown_date": facts.and_then(|facts| facts.ends.as_deref()),
+    });
+    (id.to_owned(), entry)
 }

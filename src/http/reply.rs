@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::http::StatusCode;
@@ -21,6 +21,7 @@ use crate::attempt::{Answer, AnswerBody, COMMENT, End, LiveBody, Reply};
 use crate::chat::Usage;
 use crate::dialect::openai::error_event;
 use crate::error::GatewayError;
+use crate::settings::Backend;
 
 const X_BACKEND: HeaderName = HeaderName::from_static("x-stagedoor-backend");
 const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-stagedoor-attempts");
@@ -48,6 +49,7 @@ pub(super) struct RequestLog {
     outcome: &'static str,
     class: Option<&'static str>,
     backend: Option<Arc<str>>,
+    served_by: Option<Arc<Backend>>,
     model: Option<Box<str>>,
     attempts: u32,
     first_content: Option<Duration>,
@@ -70,6 +72,7 @@ impl RequestLog {
             outcome: "cancelled",
             class: None,
             backend: None,
+            served_by: None,
             model: None,
             attempts: 0,
             first_content: None,
@@ -85,6 +88,7 @@ impl RequestLog {
     fn answered(&mut self, answer: &mut Answer) {
         self.status = answer.status.as_u16();
         self.backend = Some(Arc::clone(&answer.backend.name));
+        self.served_by = Some(Arc::clone(&answer.backend));
         self.model = Some(std::mem::take(&mut answer.model));
         self.attempts = answer.attempts;
         self.first_content = Some(answer.first_content);
@@ -114,6 +118,9 @@ impl Drop for RequestLog {
     fn drop(&mut self) {
         self.gateway.shared.open_requests.fetch_sub(1, Ordering::Relaxed);
         let usage = self.usage.unwrap_or_default();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let model = self.model.as_deref().unwrap_or_default();
+        let cost = self.served_by.as_ref().and_then(|backend| backend.cost(model, &usage, now));
         let first_content = self.first_content.map(|after| after.as_secs_f64());
         tracing::record_all!(
             self.span,
@@ -128,6 +135,7 @@ impl Drop for RequestLog {
             "gen_ai.request.model" = self.model.as_deref(),
             "gen_ai.usage.input_tokens" = usage.prompt_tokens,
             "gen_ai.usage.output_tokens" = usage.completion_tokens,
+            cost_usd = cost.as_deref(),
             attempts = self.attempts,
             first_content_seconds = first_content,
         );

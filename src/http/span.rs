@@ -41,6 +41,7 @@ impl RootSpanBuilder for RequestSpan {
             "gen_ai.request.model" = Empty,
             "gen_ai.usage.input_tokens" = Empty,
             "gen_ai.usage.output_tokens" = Empty,
+            cost_usd = Empty,
             attempts = Empty,
             first_content_seconds = Empty,
         );

@@ -29,7 +29,8 @@ pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
 pub use units::{Secret, format_size, parse_duration};
 pub use walk::Problem;
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, dollars};
+use crate::chat::Usage;
 
 /// Why a configuration is refused: every mistake at once.
 #[derive(Debug)]
@@ -195,6 +196,8 @@ pub struct Backend {
     pub translation: Translation,
     /// Facts of models.
     pub catalogue: Arc<Catalogue>,
+    /// Whose models and prices they are in the catalogue.
+    pub vendor: &'static str,
     /// The simulated type's behaviour.
     pub simulated: Option<Simulated>,
 }
@@ -402,6 +405,12 @@ impl Backend {
     /// Whether the configuration itself names the model for this backend.
     pub fn is_configured_for(&self, model: &str) -> bool {
         self.aliases.contains_key(model) || self.default_model.as_deref() == Some(model)
+    }
+
+    /// What a request cost in US dollars, as decimal text; `None` when the price is unknown.
+    pub fn cost(&self, model: &str, usage: &Usage, unix_seconds: u64) -> Option<String> {
+        let price = self.catalogue.model(self.vendor, model)?.price.as_ref()?;
+        price.cost(usage, unix_seconds).map(dollars)
     }
 
     /// The model id to send, or `None` when this backend does not have the model.

@@ -83,9 +83,13 @@ pub(super) fn plan(
 
 /// Models that are switched off, or will be, stay as configured: only the operator knows what should take their place.
 fn note_old_models(backend: &Backend, catalogue: &Catalogue, findings: &mut Findings) {
+    if backend.kind == BackendType::Azure {
+        // It serves deployments, whose names say nothing.
+        return;
+    }
     let named: std::collections::BTreeSet<&String> = backend.aliases.values().chain(&backend.default_model).collect();
     for id in named {
-        let Some(model) = catalogue.model(backend.kind.word(), id) else { continue };
+        let Some(model) = catalogue.model(backend.vendor, id) else { continue };
         let ends = model.ends.as_deref().unwrap_or("an unknown day");
         let fate = match model.status {
             Status::Live => continue,
@@ -119,6 +123,7 @@ fn backend(
     let path = format!("backends[{}].config", entry.name);
     let config = entry.config;
     let base = base_url(kind, &config);
+    let vendor = vendor(kind, &base);
     let attempt = config.timeout.unwrap_or(Duration::from_secs(60));
     let total = config.timeouts.total.unwrap_or(Duration::from_secs(600));
     for (name, limit) in [
@@ -211,6 +216,19 @@ fn backend(
             signature_placeholder: config.signature_placeholder.unwrap_or_else(|| "skip_thought_signature_validator".into()),
         },
         catalogue: Arc::clone(catalogue),
+        vendor,
+    }
+}
+
+/// Whose models a backend serves: one model has another id and price on every host.
+fn vendor(kind: BackendType, base: &str) -> &'static str {
+    const HOSTS: &[(&str, &str)] = &[("groq.com", "groq"), ("together.", "together"), ("fireworks.ai", "fireworks")];
+    match kind {
+        BackendType::Azure => BackendType::OpenAi.word(),
+        BackendType::Meta => {
+            HOSTS.iter().find(|(host, _)| base.contains(host)).map_or(BackendType::Meta.word(), |(_, vendor)| vendor)
+        }
+        other => other.word(),
     }
 }
 
