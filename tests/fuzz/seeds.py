@@ -36,7 +36,9 @@ def main(golden, corpus):
         ways = [way | request << 3, model]
         if "request" in case:
             text = compact(case["request"])
-            seed(f"{dialect}_encode", path.stem, [way | endpoint << 6, model], text)
+            # What one dialect is asked, any may be asked.
+            for other in ("openai", "anthropic", "google"):
+                seed(f"{other}_encode", path.stem, [(way if other == dialect else 0) | endpoint << 6, model], text)
             seed("scan", path.stem, [], text)
         if "reply" in case:
             seed(f"{dialect}_decode", path.stem, ways, compact(case["reply"]))

@@ -4,14 +4,15 @@
 //! client or a provider sent. `seeds.py` writes inputs of the same form from the golden files.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
-use stagedoor::chat::{self, Endpoint, Scan, Shape};
+use stagedoor::chat::{self, Endpoint, Shape};
 use stagedoor::dialect::sse::{self, Splitter};
-use stagedoor::dialect::{Ask, Codec, Dialect, ErrorReply};
+use stagedoor::dialect::{Ask, Codec, Dialect, ErrorReply, Image};
 use stagedoor::settings::{self, Backend};
 
 /// Backends by dialect; the order is known to `seeds.py`.
@@ -26,7 +27,13 @@ const BACKENDS: &[(&str, &[&str])] = &[
         ],
     ),
     ("anthropic", &[r#"{ "type": "anthropic", "config": { "apiKey": "k" } }"#]),
-    ("google", &[r#"{ "type": "google", "config": { "apiKey": "k" } }"#]),
+    (
+        "google",
+        &[
+            r#"{ "type": "google", "config": { "apiKey": "k" } }"#,
+            r#"{ "type": "google", "config": { "apiKey": "k", "projectId": "p", "location": "global" } }"#,
+        ],
+    ),
 ];
 
 /// Requests whose replies are read.
@@ -103,12 +110,11 @@ pub fn scan(data: &[u8]) {
 pub fn encode(dialect: &'static str, data: &[u8]) {
     let Some(([way, model], text)) = data.split_first_chunk::<2>() else { return };
     let endpoint = [Endpoint::Chat, Endpoint::Embeddings, Endpoint::Completions][usize::from(way >> 6) % 3];
-    let body = Bytes::copy_from_slice(text);
-    let Ok(scan) = chat::scan(&body, Shape::Free) else { return };
-    with(dialect, *way, |lane| {
-        let ask = ask(lane, endpoint, &body, &scan, *model);
-        if let Ok(encoded) = lane.codec.encode(&ask) {
-            assert_json(&encoded.body, "an encoded request");
+    asking(dialect, (*way, *model), endpoint, &Bytes::copy_from_slice(text), |codec, ask| {
+        let _ = codec.images(endpoint, ask.body, ask.scan);
+        let _ = codec.url(ask.backend, endpoint, "/path", ask.model, ask.scan.stream);
+        if let Ok(encoded) = codec.encode(ask) {
+            encoded.bodies.iter().for_each(|body| assert_json(body, "an encoded request"));
         }
     });
 }
@@ -116,8 +122,10 @@ pub fn encode(dialect: &'static str, data: &[u8]) {
 /// Decodes a whole reply.
 pub fn decode(dialect: &'static str, data: &[u8]) {
     let Some(([way, model], reply)) = data.split_first_chunk::<2>() else { return };
-    asking(dialect, *way, *model, |lane, ask| {
-        if let Ok(whole) = lane.codec.decode(ask, Bytes::copy_from_slice(reply)) {
+    let (endpoint, request) = request(*way);
+    asking(dialect, (*way, *model), endpoint, &request, |codec, ask| {
+        let _ = codec.failure_in(reply);
+        if let Ok(whole) = codec.decode(ask, &[Bytes::copy_from_slice(reply)]) {
             assert_json(&whole.body, "a decoded reply");
         }
     });
@@ -126,9 +134,10 @@ pub fn decode(dialect: &'static str, data: &[u8]) {
 /// Relays a stream, cut at the places of the input's third and fourth byte, and whole.
 pub fn relay(dialect: &'static str, data: &[u8]) {
     let Some(([way, model, first, second], stream)) = data.split_first_chunk::<4>() else { return };
-    asking(dialect, *way, *model, |lane, ask| {
+    let (endpoint, request) = request(*way);
+    asking(dialect, (*way, *model), endpoint, &request, |codec, ask| {
         let run = |pieces: Vec<Bytes>| {
-            let (mut relay, mut events, mut failed) = (lane.codec.relay(ask), Vec::new(), None);
+            let (mut relay, mut events, mut failed) = (codec.relay(ask), Vec::new(), None);
             for piece in pieces {
                 failed = failed.or_else(|| relay.feed(piece).err());
             }
@@ -136,13 +145,14 @@ pub fn relay(dialect: &'static str, data: &[u8]) {
             while let Some(event) = relay.pop() {
                 events.push(event);
             }
-            (events, failed.map(|failure| (failure.class, failure.message)), relay.usage())
+            let ended = format!("{:?} {:?}", failed.map(|failure| (failure.class, failure.message)), relay.usage());
+            (events, ended)
         };
-        let whole = run(vec![Bytes::copy_from_slice(stream)]);
-        let cut = run(pieces(stream, [*first, *second]));
-        assert_eq!(format!("{cut:?}"), format!("{whole:?}"), "the relay depends on where the stream was cut");
+        let (whole, cut) = (run(vec![Bytes::copy_from_slice(stream)]), run(pieces(stream, [*first, *second])));
+        // Where a blank line is CRLF, one event ends with the CR and the next begins with the LF.
+        assert_eq!((cut.0.concat(), cut.1), (whole.0.concat(), whole.1), "the relay depends on where the stream was cut");
         for event in &whole.0 {
-            if let Some(data) = sse::data(event).filter(|data| **data != *b"[DONE]") {
+            if let Some(data) = sse::data(event).filter(|data| data.trim_ascii() != b"[DONE]") {
                 assert_json(&data, "an event for the client");
             }
         }
@@ -159,26 +169,46 @@ pub fn error(dialect: &'static str, data: &[u8]) {
     });
 }
 
-fn asking(dialect: &'static str, way: u8, model: u8, run: impl FnOnce(&Lane, &Ask<'_>)) {
+/// The request whose reply is read.
+fn request(way: u8) -> (Endpoint, Bytes) {
     let (endpoint, text) = REQUESTS[usize::from(way >> 3) % REQUESTS.len()];
-    let body = Bytes::from_static(text.as_bytes());
-    let scan = chat::scan(&body, Shape::Free).expect("the requests above are JSON");
-    with(dialect, way, |lane| run(lane, &ask(lane, endpoint, &body, &scan, model)));
+    (endpoint, Bytes::from_static(text.as_bytes()))
 }
 
-fn ask<'a>(lane: &'a Lane, endpoint: Endpoint, body: &'a Bytes, scan: &'a Scan, model: u8) -> Ask<'a> {
+/// Runs with one of the dialect's backends and models, unless the request is none.
+fn asking(dialect: &'static str, (way, model): (u8, u8), endpoint: Endpoint, body: &Bytes, run: impl FnOnce(&Codec, &Ask<'_>)) {
+    thread_local!(static IMAGES: HashMap<String, Image> = HashMap::from([(
+        "https://example.com/a.png".to_owned(),
+        Image { media: "image/png", base64: "iVBORw0KGgo=".to_owned() },
+    )]));
+    let Ok(scan) = chat::scan(body, Shape::Free) else { return };
     let model = MODELS[usize::from(model) % MODELS.len()];
-    Ask { endpoint, body, scan, model, drop_fields: &lane.backend.drop_fields, id: "req_fuzz", now: 1_800_000_000 }
+    // Every second id is one for which something was kept.
+    let recall = |call: &str| (call.len() % 2 == 0).then(|| Rc::from("c2lnbmF0dXJl"));
+    with(dialect, way, |lane| {
+        IMAGES.with(|images| {
+            let ask = Ask {
+                endpoint,
+                body,
+                scan: &scan,
+                model,
+                backend: &lane.backend,
+                id: "req_fuzz",
+                now: 1_800_000_000,
+                recall: &recall,
+                images,
+            };
+            run(&lane.codec, &ask);
+        });
+    });
 }
 
-/// Runs with one of the dialect's backends; not at all while it has no codec.
+/// Runs with one of the dialect's backends.
 fn with(dialect: &'static str, way: u8, run: impl FnOnce(&Lane)) {
     thread_local!(static LANES: OnceCell<Vec<Lane>> = const { OnceCell::new() });
     LANES.with(|lanes| {
         let lanes = lanes.get_or_init(|| lanes_of(dialect));
-        if let Some(lane) = lanes.get(usize::from(way & 7) % lanes.len().max(1)) {
-            run(lane);
-        }
+        run(&lanes[usize::from(way & 7) % lanes.len()]);
     });
 }
 
@@ -189,9 +219,9 @@ fn lanes_of(dialect: &str) -> Vec<Lane> {
         let document = format!(r#"{{ "backends": [{named}] }}"#);
         let settings = settings::from_text("fuzz", &document, &BTreeMap::new()).expect("the backends above are valid");
         let backend = Arc::clone(&settings.backends[0]);
-        Some(Lane { codec: Dialect::codec(&backend)?, backend })
+        Lane { codec: Dialect::codec(&backend), backend }
     };
-    entries.iter().filter_map(lane).collect()
+    entries.iter().map(lane).collect()
 }
 
 /// The stream in pieces whose lengths follow from two bytes.
