@@ -27,6 +27,7 @@ NGINX = os.environ.get("NGINX", "nginx")
 GATEWAY = pathlib.Path(os.environ.get("STAGEDOOR_BIN", REPO / "target/dist/stagedoor"))
 TEST_CPU, LOAD_CPU = (int(c) for c in os.environ.get("BENCH_CPUS", "0,1").split(","))
 MANY = 200  # backends in the big pool
+FORMATS = ("anthropic", "gemini")  # upstreams of the translating lanes
 # With 2m nginx keeps every body in memory; 16k is its own default, beyond which it writes bodies to a file.
 BODY_BUFFER = os.environ.get("NGINX_BODY_BUFFER", "2m")
 
@@ -143,11 +144,11 @@ http {{
 
 def start_gateway(stack, name, ports):
     ports = ports if "many" in name else ports[:1]
-    models = "{ alias-model: gpt-4o }" if "alias" in name else "[gpt-4o]"
+    kind, version, models = upstream_of(name)
     listen = free_port()
     backends = "".join(
         f"""
-  - {{ name: up{i}, type: openai, config: {{ apiKey: k, endpoint: "http://127.0.0.1:{port}/v1", models: {models}, timeout: 30s }} }}"""
+  - {{ name: up{i}, type: {kind}, config: {{ apiKey: k, endpoint: "http://127.0.0.1:{port}{version}", models: {models}, timeout: 30s }} }}"""
         for i, port in enumerate(ports)
     )
     members = ", ".join(f"{{ name: up{i}, weight: 1 }}" for i in range(len(ports)))
@@ -169,11 +170,24 @@ routes:
     return Lane(name, process.pid, listen)
 
 
+def upstream_of(name):
+    """What the gateway of a lane has behind it: backend type, version in the base address, models."""
+    if "anthropic" in name:
+        return "anthropic", "", "{ gpt-4o: claude-haiku-4-5 }"
+    if "gemini" in name:
+        return "google", "", "{ gpt-4o: gemini-3.5-flash }"
+    return "openai", "/v1", "{ alias-model: gpt-4o }" if "alias" in name else "[gpt-4o]"
+
+
 def load(lane, **options):
     """Runs the load generator to its end; its figures, or the end of the run."""
     port = lane.stream_port if options.get("mode", "reply") != "reply" else lane.port
     if "alias" in lane.name:
         options["model"] = "alias-model"
+    # nginx passes on what the upstream understands; the gateway's clients speak OpenAI's format whatever is behind it.
+    for format in FORMATS:
+        if format in lane.name:
+            options["format" if lane.name.startswith("nginx") else "upstream"] = format
     words = [w for k, v in ({"port": port, "pid": lane.pid} | options).items() for w in (f"--{k}", str(v))]
     process = spawn(LOAD_CPU, "load", [PEER, "load", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -247,7 +261,7 @@ def measure_ttft(round_, quick):
 
 def measure_stream(round_, quick):
     def figures(lane):
-        window = 600 if quick else 2000
+        window = 800 if quick else 2000
         got = load(lane, mode="stream", conns=64, gap=5, chunks=200, spread=100, warmup=400, window=window)
         return {"cpu": got["cpu_ns"] / 1000 / got["events"], "rate": got["events"] / got["seconds"], "p50": got["first"]["p50"]}
 
@@ -280,6 +294,19 @@ def measure_inflight(round_, quick):
     return visit(present(["nginx", "gateway"]), round_, figures)
 
 
+def measure_translation(round_, quick):
+    def figures(lane):
+        got = load(lane, conns=64, window=300 if quick else 1000)
+        result = {"cpu": cpu_per_request(got)}
+        if not lane.name.startswith("nginx"):
+            window = 800 if quick else 2000
+            got = load(lane, mode="stream", conns=64, gap=5, chunks=200, spread=100, warmup=400, window=window)
+            result["chunk"] = got["cpu_ns"] / 1000 / got["events"]
+        return result
+
+    return visit(present(["gateway", *(f"{way}-{format}" for format in FORMATS for way in ("nginx", "gateway"))]), round_, figures)
+
+
 MEASURES = {
     "request": measure_request,
     "latency": measure_latency,
@@ -287,6 +314,7 @@ MEASURES = {
     "stream": measure_stream,
     "body": measure_body,
     "inflight": measure_inflight,
+    "translation": measure_translation,
 }
 
 
@@ -381,6 +409,13 @@ class Table:
         plain("CPU per request, 600-byte reply, 64 connections, µs", "request", "cpu", 1.6)
         plain("requests/s, 64 connections", "request", "rps", cpu=False)
         plain("CPU per SSE chunk, 64 streams, 5 ms gap, µs", "stream", "cpu", 1.15)
+        for format in FORMATS:
+            pair, gateway = f"OpenAI in, {format.title()} out", f"gateway-{format}"
+            floor, own = s("translation", f"nginx-{format}", "cpu"), s("translation", "gateway", "chunk")
+            label = f"CPU per request, {pair}, 600-byte reply, µs (nginx: {format.title()} in and out)"
+            self.row(label, None, floor, s("translation", gateway, "cpu"), None, "x", 2.5, "ratio")
+            label = f"CPU per SSE chunk, {pair}, 64 streams, µs (in nginx's place: the gateway, OpenAI in and out)"
+            self.row(label, None, own, s("translation", gateway, "chunk"), None, "x", 1.4, "ratio")
         for size, name, limits in (("100k", "100 KB", (1.4, 1.8)), ("1m", "1 MB", (None, None))):
             floor = s("body", "nginx", size)
             for lane, what, limit in zip(("gateway", "gateway-alias"), ("unchanged", "rewritten"), limits):

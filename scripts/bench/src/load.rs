@@ -6,9 +6,9 @@
 //! first thing that is not as it should be ends the process with status 1.
 
 use crate::http::{self, Body};
-use crate::mock::REPLY_BYTES;
+use crate::wire::{Answer, request};
 use crate::{Args, Result};
-use memchr::{memchr_iter, memmem};
+use memchr::memchr_iter;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ pub async fn run(args: &Args) -> Result<()> {
 struct Run {
     port: u64,
     request: Vec<u8>,
+    answer: Answer,
     /// Text events asked for; `None` for plain replies.
     chunks: Option<u64>,
     counting: Cell<bool>,
@@ -50,6 +51,7 @@ async fn window(args: &Args) -> Result<()> {
     let run = Rc::new(Run {
         port: args.number("port", 0)?,
         request: request(args, streams)?,
+        answer: Answer::of(args)?,
         chunks: streams.then_some(args.number("chunks", 200)?),
         counting: Cell::new(false),
         stop: Cell::new(false),
@@ -172,7 +174,7 @@ async fn exchange(run: &Run, socket: &mut TcpStream, buf: &mut Vec<u8>) -> Resul
         if from + took != buf.len() {
             return Err("bytes after the end of the reply".to_owned());
         }
-        seen.check(run.chunks)?;
+        seen.check(run)?;
         if run.counting.get() {
             run.requests.set(run.requests.get() + 1);
             run.whole
@@ -213,12 +215,9 @@ impl Seen {
         self.bytes.drain(..surplus);
     }
 
-    fn check(&self, chunks: Option<u64>) -> Result<()> {
-        let Some(chunks) = chunks else {
-            // The gateway may write another `model`, so the length has some play.
-            let whole = self.bytes.len().abs_diff(REPLY_BYTES) < 40 && self.bytes.ends_with(b"}");
-            let usage = memmem::find(&self.bytes, b"\"usage\":{\"prompt_tokens\":19").is_some();
-            return if whole && usage {
+    fn check(&self, run: &Run) -> Result<()> {
+        let Some(chunks) = run.chunks else {
+            return if run.answer.is_whole(&self.bytes) {
                 Ok(())
             } else {
                 Err(format!(
@@ -227,15 +226,15 @@ impl Seen {
                 ))
             };
         };
-        if !self.bytes.ends_with(b"data: [DONE]\n\n") {
+        if !run.answer.ends(&self.bytes) {
             return Err(format!(
                 "stream ends with: {}",
                 String::from_utf8_lossy(&self.bytes)
             ));
         }
-        // Role, text, finish, [DONE]; the totals were not asked for.
-        if self.events != chunks + 3 {
-            return Err(format!("{} events instead of {}", self.events, chunks + 3));
+        let (least, most) = run.answer.events_beside_text();
+        if !(chunks + least..=chunks + most).contains(&self.events) {
+            return Err(format!("{} events for {chunks} texts", self.events));
         }
         Ok(())
     }
@@ -270,68 +269,6 @@ async fn unread(args: &Args) -> Result<()> {
     }
     println!("{{}}");
     Ok(())
-}
-
-/// The whole request. The wish to the mock comes first, the model last, as the official SDK for Python orders them.
-fn request(args: &Args, stream: bool) -> Result<Vec<u8>> {
-    let wish = [("delay", 0), ("gap", 0), ("chunks", 200)]
-        .map(|(name, default)| args.number(name, default));
-    let [delay, gap, chunks] = wish;
-    let mut body = format!(
-        "{{\"user\":\"bench {} {} {}\",\"messages\":[",
-        delay?, gap?, chunks?
-    );
-    body += r#"{"role":"system","content":"You are a helpful assistant."}"#;
-    let size = args.number("bytes", 400)? as usize;
-    // Several KB of text a message, as a conversation over documents has.
-    for turn in 0.. {
-        let room = size.saturating_sub(body.len() + 160).min(6000);
-        let role = ["user", "assistant"][turn % 2];
-        body += &format!(
-            ",{{\"role\":\"{role}\",\"content\":\"{}\"}}",
-            prose(room, turn)
-        );
-        if body.len() + 200 >= size {
-            break;
-        }
-    }
-    let model = args.text("model", "gpt-4o");
-    body += &format!("],\"model\":\"{model}\",\"temperature\":0.7,\"max_tokens\":1024");
-    body += if stream { ",\"stream\":true}" } else { "}" };
-    let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer bench\r\n\
-         user-agent: stagedoor-bench\r\naccept: application/json\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n",
-        body.len()
-    );
-    Ok([head.as_bytes(), body.as_bytes()].concat())
-}
-
-/// Text with the escapes and the letters beyond ASCII that real prompts have.
-fn prose(bytes: usize, seed: usize) -> String {
-    const WORDS: [&str; 12] = [
-        "the ",
-        "request ",
-        "café ",
-        "that ",
-        "carries ",
-        "a \\\"quoted\\\" ",
-        "document,\\n",
-        "which ",
-        "– always – ",
-        "holds ",
-        "evidence. ",
-        "naïve ",
-    ];
-    let mut text = String::with_capacity(bytes + 16);
-    let mut at = seed;
-    while text.len() < bytes {
-        at = at
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        text += WORDS[(at >> 33) % WORDS.len()];
-    }
-    text
 }
 
 /// CPU time of a process so far; 0 if there is none to watch.

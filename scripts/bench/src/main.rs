@@ -6,6 +6,8 @@
 mod http;
 mod load;
 mod mock;
+mod script;
+mod wire;
 
 use std::collections::HashMap;
 
