@@ -143,17 +143,17 @@ pub fn relay(dialect: &'static str, data: &[u8]) {
             }
             failed = failed.or_else(|| relay.finish().err());
             while let Some(event) = relay.pop() {
-                events.push(event);
+                events.extend(sse::data(&event).map(|data| data.into_owned()));
             }
             let ended = format!("{:?} {:?}", failed.map(|failure| (failure.class, failure.message)), relay.usage());
             (events, ended)
         };
         let (whole, cut) = (run(vec![Bytes::copy_from_slice(stream)]), run(pieces(stream, [*first, *second])));
-        // Where a blank line is CRLF, one event ends with the CR and the next begins with the LF.
-        assert_eq!((cut.0.concat(), cut.1), (whole.0.concat(), whole.1), "the relay depends on where the stream was cut");
-        for event in &whole.0 {
-            if let Some(data) = sse::data(event).filter(|data| data.trim_ascii() != b"[DONE]") {
-                assert_json(&data, "an event for the client");
+        // Their bytes may differ: where a blank line is CRLF, the LF may come with the next event.
+        assert_eq!(cut, whole, "the relay depends on where the stream was cut");
+        for data in &whole.0 {
+            if data.trim_ascii() != b"[DONE]" {
+                assert_json(data, "an event for the client");
             }
         }
     });
