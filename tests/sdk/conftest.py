@@ -76,7 +76,7 @@ class Gateway:
     """A gateway of its own port. Its clients read no certificates, which would take most of the time of a test."""
 
     def __init__(self, standin, log, settings="gateway.yaml"):
-        self.log = log
+        self.log, self.http = log, standin.http
         ports = {"GATEWAY_PORT": 0, "STANDIN_PORT": standin.port, "DEAD_PORT": free_port()}
         account = log.with_name("service-account.json")
         account.write_text(json.dumps(standin.get("/control/service-account")))
@@ -92,9 +92,9 @@ class Gateway:
             address = re.search(r'"message":"listening","address":"([0-9.:]+)"', Path(self.log).read_text(errors="replace"))
             if address:
                 self.url = f"http://{address[1]}"
-                assert httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+                assert self.http.get(f"{self.url}/ready").status_code == 200
                 return
-            time.sleep(0.02)
+            time.sleep(0.005)
         self.stop()
         pytest.fail(f"the gateway did not become ready:\n{Path(self.log).read_text(errors='replace')[-4000:]}")
 
@@ -146,12 +146,26 @@ def gateway(standin, running_gateway):
 
 @pytest.fixture
 def fresh_gateway(standin, tmp_path):
-    """A gateway of its own, for tests in which backends fail."""
+    """A gateway of its own, for tests in which backends fail and are tried again."""
     gateway = Gateway(standin, tmp_path / "log")
     yield gateway
     alive = gateway.process.poll() is None
     gateway.stop()
     assert alive, "the gateway has died"
+
+
+@pytest.fixture(scope="session")
+def running_worn_gateway(running_standin, tmp_path_factory):
+    gateway = Gateway(running_standin, tmp_path_factory.mktemp("worn") / "log")
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture
+def worn_gateway(standin, running_worn_gateway):
+    """A gateway whose backends have failed before, for failures of which nothing is expected but their tale."""
+    yield running_worn_gateway
+    assert running_worn_gateway.process.poll() is None, "the gateway has died"
 
 
 @pytest.fixture

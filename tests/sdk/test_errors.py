@@ -69,9 +69,10 @@ def check_form(error, status):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize(("kind", "backend", "exception", "status", "code", "tries"), kinds())
-def test_a_failure_raises_its_exception(fresh_gateway, standin, stream, kind, backend, exception, status, code, tries):
+def test_a_failure_raises_its_exception(request, standin, stream, kind, backend, exception, status, code, tries):
+    gateway = request.getfixturevalue("worn_gateway" if tries == 1 else "fresh_gateway")
     with pytest.raises(exception) as caught:
-        fresh_gateway.client().chat.completions.create(model=backend, messages=user(f"[{kind}]"), stream=stream)
+        gateway.client().chat.completions.create(model=backend, messages=user(f"[{kind}]"), stream=stream)
     check_form(caught.value, status)
     assert code in (None, caught.value.code)
     assert tries is None or len(standin.requests()) == tries
@@ -108,14 +109,14 @@ def test_the_details_of_mistral_are_told_in_words(gateway, kind):
 
 
 @pytest.mark.parametrize("backend", ["oai", "az", "mis", "ant", "gem"])
-def test_a_rate_limit_tells_when_to_come_back(fresh_gateway, backend):
-    headers = raised(fresh_gateway, openai.RateLimitError, backend, "[rate-limit]").response.headers
+def test_a_rate_limit_tells_when_to_come_back(worn_gateway, backend):
+    headers = raised(worn_gateway, openai.RateLimitError, backend, "[rate-limit]").response.headers
     assert 25 <= float(headers["retry-after"]) <= 30
 
 
-def test_an_empty_account_is_not_worth_a_retry_and_the_sdk_makes_none(fresh_gateway, standin):
+def test_an_empty_account_is_not_worth_a_retry_and_the_sdk_makes_none(worn_gateway, standin):
     with pytest.raises(openai.RateLimitError) as caught:
-        client = fresh_gateway.client(max_retries=2)
+        client = worn_gateway.client(max_retries=2)
         client.chat.completions.create(model="oai", messages=user("[quota]"))
     assert caught.value.response.headers["x-should-retry"] == "false"
     assert len(standin.requests()) == 1
@@ -132,8 +133,8 @@ def test_an_empty_account_is_not_worth_a_retry_and_the_sdk_makes_none(fresh_gate
         ("vertex", "[quota]"),
     ],
 )
-def test_a_host_without_credit_is_not_worth_a_retry(fresh_gateway, backend, text):
-    error = raised(fresh_gateway, openai.APIStatusError, backend, text)
+def test_a_host_without_credit_is_not_worth_a_retry(worn_gateway, backend, text):
+    error = raised(worn_gateway, openai.APIStatusError, backend, text)
     assert error.status_code in (402, 429)
     assert error.response.headers["x-should-retry"] == "false"
 

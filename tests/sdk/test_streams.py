@@ -204,8 +204,8 @@ def test_a_client_that_leaves_ends_the_request_at_the_provider(client, standin, 
 
 
 @pytest.mark.parametrize("cut", ["truncate", "clean-cut"])
-def test_a_truncated_stream_raises_after_the_text_that_came(fresh_gateway, backend, cut):
-    stream = fresh_gateway.client().chat.completions.create(model=backend, messages=user(f"[{cut}]"), stream=True)
+def test_a_truncated_stream_raises_after_the_text_that_came(worn_gateway, backend, cut):
+    stream = worn_gateway.client().chat.completions.create(model=backend, messages=user(f"[{cut}]"), stream=True)
     chunks = []
     with pytest.raises(openai.APIError) as caught:
         for chunk in stream:
@@ -214,8 +214,8 @@ def test_a_truncated_stream_raises_after_the_text_that_came(fresh_gateway, backe
     assert text_of(chunks) and TEXT.startswith(text_of(chunks))
 
 
-def test_an_error_inside_a_stream_raises_after_the_text_that_came(fresh_gateway, backend):
-    stream = fresh_gateway.client().chat.completions.create(model=backend, messages=user("[error-inside]"), stream=True)
+def test_an_error_inside_a_stream_raises_after_the_text_that_came(worn_gateway, backend):
+    stream = worn_gateway.client().chat.completions.create(model=backend, messages=user("[error-inside]"), stream=True)
     chunks = []
     with pytest.raises(openai.APIError) as caught:
         for chunk in stream:
