@@ -14,3 +14,4 @@ mod restarts;
 mod streams;
 mod support;
 mod tokens;
+mod translated;
