@@ -1,5 +1,4 @@
 //! The README's tables of what translation loses are what the code says. `UPDATE_README=1` writes them anew.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use stagedoor::dialect::Dialect;
 

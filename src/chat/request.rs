@@ -574,6 +574,17 @@ impl<'a> ToolChoice<'a> {
     }
 }
 
+/// Calls of one turn at most.
+const MAX_CALLS: usize = 512;
+
+/// Refuses a turn with more calls than any model makes: they are matched with their results one by one.
+///
+/// # Errors
+/// A failure of class `Caller` that names the field.
+pub fn check_calls(open: usize, field: &str) -> Result<(), Failure> {
+    if open < MAX_CALLS { Ok(()) } else { Err(caller(field, format!("`{field}` is beyond the {MAX_CALLS} calls of one turn"))) }
+}
+
 /// A `data:` address taken apart: media type and base64.
 pub fn data_url(url: &str) -> Option<(&str, &str)> {
     let (head, data) = url.strip_prefix("data:")?.split_once(',')?;

@@ -8,7 +8,7 @@ pub mod openai;
 mod relay;
 pub mod sse;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -216,11 +216,11 @@ impl Codec {
     ///
     /// # Errors
     /// A failure of class `Caller` when the body cannot be read.
-    pub fn images(&self, endpoint: Endpoint, body: &[u8], scan: &Scan) -> Result<Vec<String>, Failure> {
+    pub fn images(&self, endpoint: Endpoint, body: &[u8], scan: &Scan) -> Result<HashSet<String>, Failure> {
         let may_have = endpoint == Endpoint::Chat && scan.features.contains(Features::VISION);
         match self {
             Self::Google if may_have => google::image_urls(body),
-            Self::Google | Self::OpenAi(_) | Self::Anthropic => Ok(Vec::new()),
+            Self::Google | Self::OpenAi(_) | Self::Anthropic => Ok(HashSet::new()),
         }
     }
 

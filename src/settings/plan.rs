@@ -225,9 +225,7 @@ fn vendor(kind: BackendType, base: &str) -> &'static str {
     const HOSTS: &[(&str, &str)] = &[("groq.com", "groq"), ("together.", "together"), ("fireworks.ai", "fireworks")];
     match kind {
         BackendType::Azure => BackendType::OpenAi.word(),
-        BackendType::Meta => {
-            HOSTS.iter().find(|(host, _)| base.contains(host)).map_or(BackendType::Meta.word(), |(_, vendor)| vendor)
-        }
+        BackendType::Meta => HOSTS.iter().find(|(host, _)| base.contains(host)).map_or("meta", |(_, vendor)| vendor),
         other => other.word(),
     }
 }

@@ -76,7 +76,7 @@ const TABLE: &[Row] = &[
     row(503, &[("retry-after", "30")], r#"{"error":{"message":"busy"}}"#, 1, true, (503, "upstream_overloaded"), false),
     row(500, &[], r#"{"error":{"message":"boom"}}"#, 3, true, (502, "upstream_error"), false),
     row(502, &[], "<html>bad gateway</html>", 3, true, (502, "upstream_error"), false),
-    row(504, &[], "", 3, true, (502, "upstream_error"), false),
+    row(504, &[], "", 3, true, (504, "upstream_error"), false),
     row(200, &[], "hello", 1, true, (502, "upstream_malformed"), false),
     row(302, &[("location", "/elsewhere")], "", 1, true, (502, "upstream_malformed"), false),
 ];

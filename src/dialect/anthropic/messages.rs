@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::content::{Block, blocks, legal_id};
 use crate::catalogue::AnthropicRules;
 use crate::chat::Failure;
-use crate::chat::request::{CalledFunction, Message, Role, caller};
+use crate::chat::request::{CalledFunction, Message, Role, caller, check_calls};
 use crate::dialect::Ask;
 
 /// The text of a turn that the client did not write, where the API demands one.
@@ -178,6 +178,7 @@ impl<'a> Building<'a> {
     }
 
     fn call(&mut self, id: Cow<'a, str>, function: &'a CalledFunction<'a>, field: &str) -> Result<Block<'a>, Failure> {
+        check_calls(self.open_calls.len(), field)?;
         self.open_calls.push((id.clone(), false));
         self.out.called.push(&function.name);
         Ok(Block::ToolUse { id, name: &function.name, input: arguments(function, field)?, cache_control: None })

@@ -1,11 +1,15 @@
 //! JSON Schema in the strict subset that Anthropic holds answers and calls to.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 /// Optional properties in one request's strict schemas.
 const MAX_OPTIONAL: usize = 24;
 /// Properties of several types in one request's strict schemas.
 const MAX_UNIONS: usize = 16;
+/// References in one schema.
+const MAX_REFERENCES: usize = 500;
 /// Nesting beyond this is taken for recursion.
 const MAX_DEPTH: usize = 64;
 
@@ -27,6 +31,7 @@ pub(super) fn closed(schema: &Value) -> Option<Value> {
 struct Count {
     optional: usize,
     unions: usize,
+    references: usize,
 }
 
 fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option<Value> {
@@ -68,7 +73,9 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
             "additionalProperties" | "required" => {}
             "$ref" => {
                 let target = value.as_str()?.replace("#/definitions/", "#/$defs/");
-                if !target.starts_with("#/$defs/") || is_recursive(&target, root, 0) {
+                count.references += 1;
+                let is_too_many = count.references > MAX_REFERENCES;
+                if !target.starts_with("#/$defs/") || is_too_many || is_recursive(&target, root) {
                     return None;
                 }
                 out.insert(word.clone(), json!(target));
@@ -155,25 +162,24 @@ fn describe(out: &mut Map<String, Value>, notes: &[(&String, &Value)]) {
     out.insert("description".into(), json!(text));
 }
 
-/// Whether a definition leads back to itself.
-fn is_recursive(target: &str, root: &Value, depth: usize) -> bool {
-    fn leads(node: &Value, target: &str, root: &Value, depth: usize) -> bool {
-        if depth > MAX_DEPTH {
-            return true;
-        }
+/// Whether a definition leads back to itself, or to one that is not there.
+fn is_recursive(target: &str, root: &Value) -> bool {
+    fn leads<'a>(node: &'a Value, target: &str, root: &'a Value, seen: &mut HashSet<String>) -> bool {
         match node {
             Value::Object(map) => map.iter().any(|(word, value)| match (word.as_str(), value) {
                 ("$ref", Value::String(next)) => {
                     let next = next.replace("#/definitions/", "#/$defs/");
-                    next == target || find(&next, root).is_none_or(|found| leads(found, target, root, depth + 1))
+                    // Each definition is looked into once, however often it is named.
+                    next == target
+                        || (seen.insert(next.clone()) && find(&next, root).is_none_or(|found| leads(found, target, root, seen)))
                 }
-                _ => leads(value, target, root, depth + 1),
+                _ => leads(value, target, root, seen),
             }),
-            Value::Array(list) => list.iter().any(|value| leads(value, target, root, depth + 1)),
+            Value::Array(list) => list.iter().any(|value| leads(value, target, root, seen)),
             _ => false,
         }
     }
-    find(target, root).is_none_or(|found| leads(found, target, root, depth))
+    find(target, root).is_none_or(|found| leads(found, target, root, &mut HashSet::new()))
 }
 
 fn find<'a>(target: &str, root: &'a Value) -> Option<&'a Value> {

@@ -68,6 +68,11 @@ enum Open {
     Other,
 }
 
+/// Bytes of one thinking block that are gathered.
+const MAX_THINKING: usize = 1 << 20;
+/// Blocks that are open at once, and thinking blocks that are kept.
+const MAX_OPEN: usize = 64;
+
 /// Decodes one stream.
 #[derive(Default)]
 pub struct Events {
@@ -180,7 +185,9 @@ impl Events {
             }
             _ => Open::Other,
         };
-        self.open.push((index, open));
+        if self.open.len() < MAX_OPEN {
+            self.open.push((index, open));
+        }
     }
 
     fn delta(&mut self, index: u32, delta: &Delta<'_>, sink: &mut dyn Sink) {
@@ -199,11 +206,13 @@ impl Events {
             }
             (Some("thinking_delta"), Some(Open::Thinking { text, .. })) => {
                 if let Some(more) = delta.thinking.filter(|more| more.get() != "\"\"") {
-                    text.push_str(literal(Some(more)).unwrap_or_default());
+                    if text.len() < MAX_THINKING {
+                        text.push_str(literal(Some(more)).unwrap_or_default());
+                    }
                     sink.piece(0, &Piece::Reasoning(more.get()));
                 }
             }
-            (Some("signature_delta"), Some(Open::Thinking { signature, .. })) => {
+            (Some("signature_delta"), Some(Open::Thinking { signature, .. })) if signature.len() < MAX_THINKING => {
                 signature.push_str(literal(delta.signature).unwrap_or_default());
             }
             (Some("citations_delta"), _) => {
@@ -218,6 +227,8 @@ impl Events {
     fn stop(&mut self, index: u32, sink: &mut dyn Sink) {
         let Some(place) = self.open.iter().position(|(open, _)| *open == index) else { return };
         let block = match self.open.swap_remove(place).1 {
+            // One that was not gathered whole would be refused.
+            Open::Thinking { text, signature } if text.len() >= MAX_THINKING || signature.len() >= MAX_THINKING => return,
             Open::Thinking { text, signature } if !text.is_empty() || !signature.is_empty() => {
                 format!("{{\"type\":\"thinking\",\"thinking\":\"{text}\",\"signature\":\"{signature}\"}}")
             }
@@ -230,7 +241,9 @@ impl Events {
             _ => return,
         };
         sink.piece(0, &Piece::ThinkingBlock(&block));
-        self.thinking.push(block);
+        if self.thinking.len() < MAX_OPEN {
+            self.thinking.push(block);
+        }
     }
 
     fn message_delta(&mut self, delta: &Delta<'_>, sink: &mut dyn Sink) {

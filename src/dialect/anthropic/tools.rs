@@ -1,6 +1,7 @@
 //! Tools and the choice among them.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -68,7 +69,8 @@ pub(super) fn tools<'a>(
     }
     let choice = request.choice()?;
     if let Some(choice) = choice.as_ref().filter(|choice| choice.mode != ChoiceMode::One && !choice.only.is_empty()) {
-        functions.retain(|(function, _)| choice.only.contains(&&*function.name));
+        let only: HashSet<&str> = choice.only.iter().copied().collect();
+        functions.retain(|(function, _)| only.contains(&*function.name));
     }
     let may_be_strict = rules.structured && functions.iter().filter(|(f, _)| f.strict == Some(true)).count() <= MAX_STRICT;
     let mut out = Tools::default();
@@ -106,8 +108,9 @@ pub(super) fn tools<'a>(
 /// A history with calls needs its tools, even where none may be called any more.
 fn of_history<'a>(called: &[&'a str]) -> Tools<'a> {
     let mut out = Tools::default();
+    let mut seen = HashSet::new();
     for name in called {
-        if !out.tools.iter().any(|tool| tool.name == *name) {
+        if seen.insert(*name) {
             let input_schema = Cow::Owned(raw(r#"{"type":"object"}"#.into()));
             out.tools.push(Tool { name, description: None, input_schema, strict: None, cache_control: None });
         }

@@ -2,6 +2,7 @@
 //! of the calls, thought signatures back on the parts they came with.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -9,8 +10,8 @@ use serde_json::value::RawValue;
 use crate::catalogue::GoogleRules;
 use crate::chat::Failure;
 use crate::chat::request::{
-    CalledFunction, Content as Said, ExtraContent, Message, Part as SaidPart, Request, Role, Text, ToolCall, caller, data_url,
-    image_type, unsupported,
+    CalledFunction, Content as Said, ExtraContent, Message, Part as SaidPart, Request, Role, Text, ToolCall, caller, check_calls,
+    data_url, image_type, unsupported,
 };
 use crate::dialect::{Ask, raw};
 
@@ -108,14 +109,14 @@ pub(super) struct Conversation<'a> {
 ///
 /// # Errors
 /// A body that is not a chat request.
-pub fn image_urls(body: &[u8]) -> Result<Vec<String>, Failure> {
+pub fn image_urls(body: &[u8]) -> Result<HashSet<String>, Failure> {
     let request = Request::read(body)?;
-    let mut urls = Vec::new();
+    let mut urls = HashSet::new();
     for message in &request.messages {
         let Said::Parts(parts) = &message.content else { continue };
         for image in parts.iter().filter_map(|part| part.image_url.as_ref()) {
-            if image.url.starts_with("http") && !urls.iter().any(|known| *known == *image.url) {
-                urls.push(image.url.to_string());
+            if image.url.starts_with("http") {
+                urls.insert(image.url.to_string());
             }
         }
     }
@@ -250,6 +251,7 @@ impl<'a> Building<'a> {
     }
 
     fn call(&mut self, id: &'a str, function: &'a CalledFunction<'a>, field: &str) -> Result<Part<'a>, Failure> {
+        check_calls(self.calls.len(), field)?;
         let sent_id = Some(id).filter(|id| self.rules.call_ids && is_own_id(id));
         self.calls.push(Waiting { id, sent_id, name: &function.name, result: None });
         let call = FunctionCall { id: sent_id, name: &function.name, args: arguments(function, field)? };

@@ -136,6 +136,8 @@ pub struct Events {
     keepsakes: Vec<Keepsake>,
 }
 
+/// Signatures of one reply that are kept.
+const MAX_KEPT: usize = 512;
 /// More candidates than the API gives.
 const MAX_CANDIDATES: u32 = 64;
 
@@ -221,7 +223,9 @@ impl Events {
                 Some(id) => Cow::Borrowed(id.get()),
                 None => Cow::Owned(format!("\"{}\"", minted(&self.request, &self.reply, index, number))),
             };
-            if let Some(signature) = part.thought_signature.and_then(|text| unquote(text.get().as_bytes())) {
+            if self.keepsakes.len() < MAX_KEPT
+                && let Some(signature) = part.thought_signature.and_then(|text| unquote(text.get().as_bytes()))
+            {
                 let call = unquote(id.as_bytes()).unwrap_or_default().into_owned();
                 self.keepsakes.push(Keepsake::new(call, &self.model, &signature));
             }

@@ -1,10 +1,14 @@
 //! JSON Schema as Google takes it, in two forms: [`plain`] for the slots that take JSON Schema, [`message`] for older
 //! models, whose slots take a message with few fields and refuse every other.
 
+use std::cell::Cell;
+
 use serde_json::{Map, Value, json};
 
 /// Nesting beyond this is cut: a schema that refers to itself cannot be written out.
 const MAX_DEPTH: usize = 12;
+/// Nodes of one schema with its references written out; what is beyond becomes a bare object.
+const MAX_NODES: usize = 5_000;
 
 /// Keywords without meaning for an answer.
 const SILENT: &[&str] =
@@ -132,23 +136,24 @@ fn plain_type(out: &mut Map<String, Value>, value: &Value) {
 
 /// The older message.
 pub(super) fn message(schema: &Value) -> Value {
-    let mut out = message_node(schema, schema, 0);
+    let mut out = message_node(schema, schema, 0, &Cell::new(MAX_NODES));
     if let Some(root) = out.as_object_mut().filter(|root| !is_typed(root)) {
         root.insert("type".into(), json!("object"));
     }
     out
 }
 
-fn message_node(schema: &Value, root: &Value, depth: usize) -> Value {
+fn message_node(schema: &Value, root: &Value, depth: usize, left: &Cell<usize>) -> Value {
     let Value::Object(schema) = schema else { return json!({ "type": "object" }) };
-    if depth > MAX_DEPTH {
+    left.set(left.get().saturating_sub(1));
+    if depth > MAX_DEPTH || left.get() == 0 {
         return json!({ "type": "object" });
     }
     if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
         let found = target.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
-        return found.map_or_else(|| json!({ "type": "object" }), |found| message_node(found, root, depth + 1));
+        return found.map_or_else(|| json!({ "type": "object" }), |found| message_node(found, root, depth + 1, left));
     }
-    let inner = |value: Value| message_node(&value, root, depth + 1);
+    let inner = |value: Value| message_node(&value, root, depth + 1, left);
     let mut out = Map::new();
     let mut spoken = Vec::new();
     for (word, value) in schema {
