@@ -141,7 +141,7 @@ fn gather(backend: usize, stream: &[u8], cuts: &[usize], upto: usize) -> Gathere
     let mut places: Vec<usize> = cuts.iter().map(|cut| cut % (stream.len() + 1)).chain([0, stream.len()]).collect();
     places.sort_unstable();
     let mut out = Gathered::default();
-    let mut take = |relay: &mut stagedoor::dialect::Relay, out: &mut Gathered| {
+    let take = |relay: &mut stagedoor::dialect::Relay, out: &mut Gathered| {
         while let Some(event) = relay.pop() {
             let text = String::from_utf8(event.to_vec()).unwrap();
             let data = text.strip_prefix("data: ").unwrap().trim_end();

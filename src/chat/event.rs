@@ -32,8 +32,9 @@ pub enum Piece<'a> {
         /// A literal of a part of the JSON.
         text: &'a str,
     },
-    /// A thinking block to be handed back as it is: a JSON object.
-    ThinkingBlock(&'a str),
+    /// Thinking blocks to be handed back as they are: JSON objects in a list, brackets included. They come once, since
+    /// some clients keep only the last of what they do not know.
+    ThinkingBlocks(&'a str),
     /// Google's signature on a text, a literal.
     Signature(&'a str),
     /// Log probabilities of tokens: JSON objects in a list, brackets included.
@@ -55,7 +56,7 @@ impl Piece<'_> {
         match self {
             Self::Text(text) | Self::Reasoning(text) | Self::Refusal(text) => *text != "\"\"",
             Self::Call { .. } | Self::Arguments { .. } | Self::Finish { .. } => true,
-            Self::ThinkingBlock(_) | Self::Signature(_) | Self::Logprobs(_) | Self::Annotations(_) => false,
+            Self::ThinkingBlocks(_) | Self::Signature(_) | Self::Logprobs(_) | Self::Annotations(_) => false,
         }
     }
 }

@@ -218,7 +218,7 @@ fn addressed(text: &str, ports: &BTreeMap<&str, u16>) -> String {
             kind = ["anthropic", "google", "openai", "mistral"].into_iter().find(|known| *known == word).unwrap_or_default();
         }
         if line.trim() == "config:" && !kind.is_empty() {
-            let port = ports.get(kind).unwrap_or(&ports["openai"]);
+            let port = ports.get(kind).unwrap_or_else(|| &ports["openai"]);
             out.push_str(&format!("      endpoint: \"http://127.0.0.1:{port}\"\n"));
         }
     }

@@ -142,6 +142,9 @@ class StandIn:
         return web.json_response(standin_google.ACCOUNTS.file(f"http://{request.host}"))
 
     async def exchange(self, request):
+        if self.queue[:1] == ["no-token"]:
+            self.queue.pop(0)
+            return web.json_response({"error": "invalid_grant", "error_description": "Account deleted"}, status=400)
         try:
             return await standin_google.ACCOUNTS.exchange(request)
         except schemas.Breach as breach:

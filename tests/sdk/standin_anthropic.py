@@ -45,6 +45,9 @@ MODELS = {
     "claude-sonnet-5-5": Model(
         128000, True, {ADAPTIVE, "between_tools"}, EFFORTS, "default", False, False, True, True, True
     ),
+    "claude-sonnet-9": Model(
+        128000, True, {ADAPTIVE, "between_tools"}, EFFORTS, "default", False, False, True, True, True
+    ),
     "claude-haiku-5-5": Model(128000, True, {ADAPTIVE, OFF}, EFFORTS, "default", True, False, True, True, True),
     "claude-opus-5": Model(128000, True, {ADAPTIVE, OFF}, EFFORTS, "default", True, False, True, True, False),
     "claude-opus-4-8": Model(128000, False, {ADAPTIVE, OFF}, EFFORTS, "default", True, False, True, True, False),
@@ -203,7 +206,11 @@ def check_tools(body, model):
         require(not schema.keys() & {"anyOf", "oneOf", "allOf"}, "tools: input_schema has a union at its root")
         if tool.get("strict"):
             check_schema(schema)
-    require(len([tool for tool in tools if tool.get("strict")]) <= 20, "too many strict tools")
+    closed = [tool["input_schema"] for tool in tools if tool.get("strict")]
+    require(len(closed) <= 20, "too many strict tools")
+    wanted = body.get("output_config", {}).get("format")
+    optional, unions = count(closed + ([wanted["schema"]] if wanted else []))
+    require(not closed or (optional <= 24 and unions <= 16), f"too complex: {optional} optional, {unions} unions")
     if choice:
         require(tools, "tool_choice without tools")
         if choice["type"] in ("any", "tool"):
@@ -285,6 +292,19 @@ def check_schema(schema):
     inner += schema.get("anyOf", []) + schema.get("allOf", []) + ([schema["items"]] if "items" in schema else [])
     for each in inner:
         check_schema(each)
+
+
+def count(schemas):
+    """How many parameters are optional, and how many are of several types."""
+    optional = unions = 0
+    for schema in schemas:
+        properties = schema.get("properties", {})
+        optional += len(properties.keys() - set(schema.get("required", [])))
+        unions += "anyOf" in schema
+        inner = [*properties.values(), *schema.get("$defs", {}).values(), *schema.get("anyOf", [])]
+        more = count(inner + schema.get("allOf", []) + ([schema["items"]] if "items" in schema else []))
+        optional, unions = optional + more[0], unions + more[1]
+    return optional, unions
 
 
 # Thoughts.

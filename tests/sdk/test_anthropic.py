@@ -37,6 +37,7 @@ def test_max_tokens_is_always_sent_and_never_too_large(standin, client, model):
     largest = {HAIKU: 64_000, OLD: 8_192}.get(model, 128_000)
     assert sent(standin, client, model)["max_tokens"] == 6_000
     assert sent(standin, client, model, max_tokens=50)["max_tokens"] == 50
+    assert sent(standin, client, model, max_tokens=0)["max_tokens"] == 6_000
     assert sent(standin, client, model, max_tokens=60, max_completion_tokens=50)["max_tokens"] == 50
     assert sent(standin, client, model, max_completion_tokens=500_000)["max_tokens"] == largest
 
@@ -124,6 +125,42 @@ def test_the_other_tool_choices_have_their_native_form(standin, client):
     assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
 
 
+def test_a_choice_among_some_tools_leaves_only_those(standin, client):
+    allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "get_time"}}]}
+    body = sent(standin, client, tools=TOOLS, tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+    assert [tool["name"] for tool in body["tools"]] == ["get_time"]
+
+
+def test_the_older_form_of_tools_is_understood_or_refused(standin, client):
+    functions = [TOOLS[0]["function"]]
+    try:
+        assert sent(standin, client, functions=functions, function_call="auto")["tools"][0]["name"] == "get_weather"
+    except openai.BadRequestError as error:
+        assert error.code == "unsupported_by_backend" and standin.requests() == []
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        FOREIGN_HISTORY[:3],
+        [*FOREIGN_HISTORY[:2], *user("and?")],
+        [*FOREIGN_HISTORY[:3], *user("and?"), FOREIGN_HISTORY[3]],
+        [*user("a"), FOREIGN_HISTORY[3]],
+        [*FOREIGN_HISTORY, FOREIGN_HISTORY[3]],
+    ],
+)
+def test_results_that_are_missing_or_too_many_are_refused_or_mended(standin, client, messages):
+    try:
+        ask(client, messages=messages, tools=TOOLS)
+    except openai.BadRequestError:
+        assert standin.requests() == []
+
+
+def test_a_model_that_is_not_known_yet_is_taken_for_one_of_the_newest(standin, client):
+    for options in ({"temperature": 0.5}, {"reasoning_effort": "max"}, {"reasoning_effort": "none"}, {"max_tokens": 50}):
+        assert sent(standin, client, "claude-sonnet-9", **options)["model"] == "claude-sonnet-9"
+
+
 def test_parameters_of_a_tool_may_be_missing_or_a_union(standin, client):
     either = {"anyOf": [{"type": "object", "properties": {"a": {"type": "string"}}}, {"type": "object"}]}
     functions = [{"name": "a"}, {"name": "b", "parameters": {}}, {"name": "c", "parameters": either}]
@@ -143,6 +180,17 @@ def test_a_strict_tool_is_strict_if_its_schema_can_be(standin, client):
     sent(standin, client, tools=strict(bounded))
     recursive = {**closed, "properties": {"a": {"$ref": "#"}}}
     assert not sent(standin, client, tools=strict(recursive))["tools"][0].get("strict")
+
+
+@pytest.mark.parametrize("amount", [21, 30])
+def test_no_more_tools_are_strict_than_the_service_takes(standin, client, amount):
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
+    sent(standin, client, tools=[{**strict(schema)[0], "function": {"name": f"f{n}", "parameters": schema, "strict": True}} for n in range(amount)])
+    many = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(amount)}}
+    sent(standin, client, tools=strict({**many, "additionalProperties": False}))
+    either = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    many = {"type": "object", "properties": {f"p{n}": either for n in range(amount)}, "required": [f"p{n}" for n in range(amount)]}
+    sent(standin, client, tools=strict({**many, "additionalProperties": False}))
 
 
 class Place(BaseModel):
@@ -308,6 +356,13 @@ def test_a_picture_at_an_address_is_fetched_by_the_provider(standin, client):
     assert source == {"type": "url", "url": "https://example.com/a.png"}
 
 
+def test_a_picture_at_a_private_address_is_not_fetched(standin, client):
+    image = {"type": "image_url", "image_url": {"url": f"{standin.url}/openai/v1/models"}}
+    with pytest.raises(openai.BadRequestError):
+        ask(client, messages=[{"role": "user", "content": [{"type": "text", "text": "hi"}, image]}])
+    assert standin.requests() == []
+
+
 @pytest.mark.parametrize("claimed", ["image/jpeg", "image/jpg", "image/png", "application/octet-stream"])
 def test_the_type_of_a_picture_is_what_its_bytes_are(standin, client, claimed):
     url = f"data:{claimed};base64," + base64.b64encode(PNG).decode()
@@ -396,6 +451,11 @@ def test_the_limits_and_the_request_id_of_the_provider_are_told(client):
     assert headers["x-ratelimit-limit-requests"] == "100"
     assert headers["x-ratelimit-remaining-requests"] == "99"
     assert "anthropic-organization-id" not in headers
+
+
+def test_a_refusal_says_why(client):
+    message = ask(client, messages=user("[reason-refusal]")).parse().choices[0].message
+    assert message.refusal == "This cannot be answered."
 
 
 def test_embeddings_are_not_to_be_had(client, standin):

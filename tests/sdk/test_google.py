@@ -2,6 +2,7 @@
 
 import base64
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -101,6 +102,37 @@ def test_every_tool_choice_has_its_native_form(standin, client, model, choice, n
     body = sent(standin, client, model, tools=TOOLS, tool_choice=choice)
     assert body["toolConfig"]["functionCallingConfig"] == native
     assert len(body["tools"][0]["functionDeclarations"]) == 2
+
+
+def test_a_choice_among_some_tools_allows_only_those(standin, client):
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "get_time"}}]}
+    body = sent(standin, client, tools=TOOLS, tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+    native = {"mode": "ANY", "allowedFunctionNames": ["get_time"]}
+    assert body["toolConfig"]["functionCallingConfig"] == native
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        FOREIGN_HISTORY[:3],
+        [*FOREIGN_HISTORY[:2], *user("and?")],
+        [*FOREIGN_HISTORY[:3], *user("and?"), FOREIGN_HISTORY[3]],
+        [*FOREIGN_HISTORY, FOREIGN_HISTORY[3]],
+    ],
+)
+def test_results_that_are_missing_or_too_many_are_refused_or_mended(standin, client, messages):
+    try:
+        ask(client, messages=messages, tools=TOOLS)
+    except openai.BadRequestError:
+        assert standin.requests() == []
+
+
+def test_a_picture_at_a_private_address_is_not_fetched(standin, client):
+    for url in (f"{standin.url}/openai/v1/models", "https://127.0.0.1/a.png", "https://[::1]/a.png"):
+        content = [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": url}}]
+        with pytest.raises(openai.BadRequestError):
+            ask(client, messages=[{"role": "user", "content": content}])
+    assert standin.requests() == []
 
 
 def test_no_parallel_calls_means_the_first_call_only_or_is_reported(client):
@@ -291,6 +323,26 @@ def test_a_token_that_is_refused_is_exchanged_for_another(fresh_gateway, standin
     standin.next("bad-key")
     assert ask(client, VERTEX).parse().choices[0].message.content == TEXT
     assert standin.get("/control/exchanges") - before == 1
+
+
+def test_a_token_is_exchanged_once_for_requests_that_come_together(fresh_gateway, standin):
+    before = standin.get("/control/exchanges")
+    client = fresh_gateway.client()
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: ask(client, VERTEX).parse(), range(16)))
+    assert len(replies) == 16
+    assert 1 <= standin.get("/control/exchanges") - before <= 2
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_an_account_that_is_given_no_token_is_a_credential_refused(fresh_gateway, standin, stream):
+    standin.next("no-token", "no-token")
+    with pytest.raises(openai.InternalServerError) as caught:
+        ask(fresh_gateway.client(), VERTEX, stream=stream)
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_credential")
+    assert standin.requests() == []
+    standin.reset()
+    assert ask(fresh_gateway.client(), VERTEX).parse().choices[0].message.content == TEXT
 
 
 EMBEDDERS = [

@@ -259,7 +259,7 @@ fn thinking<'a>(message: &'a Message<'a>, ask: &Ask<'_>) -> std::vec::IntoIter<C
     // Another model or account would refuse them.
     let is_ours = message.extra_content.as_ref().and_then(|extra| extra.origin.as_ref()).is_none_or(|o| **o == ask.origin());
     let echoed = message.thinking_blocks.iter().flatten().filter(|_| is_ours);
-    let echoed: Vec<Cow<'a, RawValue>> = echoed.filter_map(|block| own(block)).collect();
+    let echoed: Vec<Cow<'a, RawValue>> = echoed.filter(|block| is_own(block)).map(|block| Cow::Borrowed(*block)).collect();
     if !echoed.is_empty() {
         return echoed.into_iter();
     }
@@ -268,9 +268,8 @@ fn thinking<'a>(message: &'a Message<'a>, ask: &Ask<'_>) -> std::vec::IntoIter<C
     kept.unwrap_or_default().into_iter().map(Cow::Owned).collect::<Vec<_>>().into_iter()
 }
 
-/// A block as Anthropic handed it out; `None` for another provider's, which has no signature. The index by which
-/// clients gather streamed blocks was the gateway's.
-fn own(block: &RawValue) -> Option<Cow<'_, RawValue>> {
+/// Whether Anthropic handed a block out: another provider's has no signature.
+fn is_own(block: &RawValue) -> bool {
     #[derive(serde::Deserialize)]
     struct Peek<'a> {
         #[serde(rename = "type", borrow)]
@@ -279,21 +278,12 @@ fn own(block: &RawValue) -> Option<Cow<'_, RawValue>> {
         signature: Option<Cow<'a, str>>,
         #[serde(default)]
         data: Option<serde::de::IgnoredAny>,
-        #[serde(default)]
-        index: Option<serde::de::IgnoredAny>,
     }
-    let peek: Peek<'_> = serde_json::from_str(block.get()).ok()?;
-    match &*peek.kind {
-        "thinking" if peek.signature.is_some_and(|signature| !signature.is_empty()) => {}
-        "redacted_thinking" if peek.data.is_some() => {}
-        _ => return None,
-    }
-    if peek.index.is_none() {
-        return Some(Cow::Borrowed(block));
-    }
-    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(block.get()).ok()?;
-    fields.shift_remove("index");
-    Some(Cow::Owned(crate::dialect::raw(serde_json::Value::Object(fields).to_string())))
+    serde_json::from_str::<Peek<'_>>(block.get()).is_ok_and(|peek| match &*peek.kind {
+        "thinking" => peek.signature.is_some_and(|signature| !signature.is_empty()),
+        "redacted_thinking" => peek.data.is_some(),
+        _ => false,
+    })
 }
 
 /// A call's arguments, which must be an object here.

@@ -149,7 +149,6 @@ pub fn decode(ask: &Ask<'_>, body: &Bytes) -> Result<Whole, Failure> {
                 if let Some(text) = block.thinking {
                     writer.piece(0, &Piece::Reasoning(text.get()));
                 }
-                writer.piece(0, &Piece::ThinkingBlock(raw.get()));
                 thinking.push(raw.get());
             }
             "tool_use" => {
@@ -169,6 +168,9 @@ pub fn decode(ask: &Ask<'_>, body: &Bytes) -> Result<Whole, Failure> {
             }
             _ => {}
         }
+    }
+    if !thinking.is_empty() {
+        writer.piece(0, &Piece::ThinkingBlocks(&format!("[{}]", thinking.join(","))));
     }
     if !annotations.is_empty() {
         writer.piece(0, &Piece::Annotations(format!("[{}]", annotations.join(","))));

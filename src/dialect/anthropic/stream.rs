@@ -68,9 +68,9 @@ enum Open {
     Other,
 }
 
-/// Bytes of one thinking block that are gathered.
-const MAX_THINKING: usize = 1 << 20;
-/// Blocks that are open at once, and thinking blocks that are kept.
+/// Bytes of thinking that are gathered for one reply.
+const MAX_THINKING: usize = 4 << 20;
+/// Blocks that are open at once.
 const MAX_OPEN: usize = 64;
 
 /// Decodes one stream.
@@ -81,6 +81,7 @@ pub struct Events {
     calls: u32,
     first_call: Option<String>,
     thinking: Vec<String>,
+    thinking_is_lost: bool,
     usage: Option<NativeUsage>,
     finished: bool,
 }
@@ -137,6 +138,9 @@ impl EventDecoder for Events {
     }
 
     fn keepsakes(&mut self) -> Vec<Keepsake> {
+        if self.thinking_is_lost {
+            return Vec::new();
+        }
         let thinking: Vec<&str> = self.thinking.iter().map(String::as_str).collect();
         keepsake(self.first_call.take(), &self.model, &thinking)
     }
@@ -190,6 +194,11 @@ impl Events {
         }
     }
 
+    /// Bytes of thinking that may still be gathered.
+    fn room(&self) -> usize {
+        (MAX_THINKING - 1).saturating_sub(self.thinking.iter().map(String::len).sum())
+    }
+
     fn delta(&mut self, index: u32, delta: &Delta<'_>, sink: &mut dyn Sink) {
         let open = self.open.iter_mut().find(|(place, _)| *place == index).map(|(_, open)| open);
         match (delta.kind.as_deref(), open) {
@@ -227,8 +236,11 @@ impl Events {
     fn stop(&mut self, index: u32, sink: &mut dyn Sink) {
         let Some(place) = self.open.iter().position(|(open, _)| *open == index) else { return };
         let block = match self.open.swap_remove(place).1 {
-            // One that was not gathered whole would be refused.
-            Open::Thinking { text, signature } if text.len() >= MAX_THINKING || signature.len() >= MAX_THINKING => return,
+            Open::Thinking { text, signature } if text.len() + signature.len() > self.room() => {
+                // A part of what was thought would be refused, so nothing is handed back.
+                self.thinking_is_lost = true;
+                return;
+            }
             Open::Thinking { text, signature } if !text.is_empty() || !signature.is_empty() => {
                 format!("{{\"type\":\"thinking\",\"thinking\":\"{text}\",\"signature\":\"{signature}\"}}")
             }
@@ -240,10 +252,7 @@ impl Events {
             }
             _ => return,
         };
-        sink.piece(0, &Piece::ThinkingBlock(&block));
-        if self.thinking.len() < MAX_OPEN {
-            self.thinking.push(block);
-        }
+        self.thinking.push(block);
     }
 
     fn message_delta(&mut self, delta: &Delta<'_>, sink: &mut dyn Sink) {
@@ -254,6 +263,9 @@ impl Events {
             sink.piece(0, &Piece::Refusal(explanation.get()));
         }
         self.finished = true;
+        if !self.thinking.is_empty() && !self.thinking_is_lost {
+            sink.piece(0, &Piece::ThinkingBlocks(&format!("[{}]", self.thinking.join(","))));
+        }
         sink.piece(0, &finish(Some(reason)));
     }
 }

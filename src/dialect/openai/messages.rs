@@ -47,6 +47,8 @@ struct Message<'a> {
     #[serde(borrow)]
     content: Option<&'a RawValue>,
     #[serde(borrow)]
+    refusal: Option<&'a RawValue>,
+    #[serde(borrow)]
     tool_calls: Option<Vec<Call<'a>>>,
     #[serde(borrow)]
     tool_call_id: Option<Cow<'a, str>>,
@@ -114,11 +116,16 @@ pub(super) fn strict(messages: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
                 })
                 .collect()
         });
-        let content = match message.content.filter(|content| content.get() != "null") {
-            Some(content) => Some(strict_content(content)?),
-            None if role == "assistant" && calls.is_none() => Some(Cow::Owned(RawValue::from_string("\"\"".into())?)),
-            None => None,
+        let says = |content: &&RawValue| !matches!(content.get(), "null" | "\"\"" | "[]");
+        let content = match message.content {
+            // An assistant that says nothing is refused, so its refusal is what it said.
+            content if role == "assistant" => content.filter(says).or_else(|| message.refusal.filter(says)),
+            content => content.filter(|content| content.get() != "null"),
         };
+        if role == "assistant" && content.is_none() && calls.is_none() {
+            continue;
+        }
+        let content = content.map(strict_content).transpose()?;
         out.push(StrictMessage {
             role,
             content,

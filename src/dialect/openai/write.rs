@@ -54,8 +54,6 @@ pub struct ChunkWriter {
     tail: &'static [u8],
     /// Choices that have got their role.
     begun: u64,
-    /// Thinking blocks so far.
-    blocks: u32,
     /// Who signs: a literal of backend and model.
     origin: String,
 }
@@ -64,7 +62,7 @@ impl ChunkWriter {
     /// Starts with an identity of our own.
     pub fn new(ask: &Ask<'_>) -> Self {
         let tail: &'static [u8] = if ask.scan.include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" };
-        let mut writer = Self { identity: Identity::new(ask), head: Vec::new(), tail, begun: 0, blocks: 0, origin: origin(ask) };
+        let mut writer = Self { identity: Identity::new(ask), head: Vec::new(), tail, begun: 0, origin: origin(ask) };
         writer.make_head();
         writer
     }
@@ -119,20 +117,13 @@ impl ChunkWriter {
         out.freeze()
     }
 
-    fn write_delta(&mut self, out: &mut BytesMut, piece: &Piece<'_>) {
+    fn write_delta(&self, out: &mut BytesMut, piece: &Piece<'_>) {
         match piece {
             Piece::Text(text) => put(out, &["\"content\":", text]),
             Piece::Reasoning(text) => put(out, &["\"reasoning_content\":", text, ",\"reasoning\":", text]),
             Piece::Refusal(text) => put(out, &["\"refusal\":", text]),
-            Piece::ThinkingBlock(block) => {
-                // Clients gather the entries of a list by their index.
-                let place = &mut itoa::Buffer::new();
-                let rest = block.strip_prefix('{').unwrap_or_default();
-                put(out, &["\"thinking_blocks\":[{\"index\":", place.format(self.blocks), ",", rest, "]"]);
-                if self.blocks == 0 {
-                    put(out, &[",\"extra_content\":{\"origin\":", &self.origin, "}"]);
-                }
-                self.blocks += 1;
+            Piece::ThinkingBlocks(list) => {
+                put(out, &["\"thinking_blocks\":", list, ",\"extra_content\":{\"origin\":", &self.origin, "}"]);
             }
             Piece::Signature(text) => write_signature(out, text, &self.origin),
             Piece::Annotations(list) => put(out, &["\"annotations\":", list]),
@@ -165,7 +156,7 @@ fn size(piece: &Piece<'_>) -> usize {
         Piece::Text(text)
         | Piece::Reasoning(text)
         | Piece::Refusal(text)
-        | Piece::ThinkingBlock(text)
+        | Piece::ThinkingBlocks(text)
         | Piece::Signature(text)
         | Piece::Arguments { text, .. } => text.len(),
         Piece::Call { id, name, arguments, signature, .. } => {
@@ -219,7 +210,7 @@ struct Gathered {
     text: Option<String>,
     reasoning: String,
     refusal: String,
-    blocks: Vec<String>,
+    blocks: Option<String>,
     calls: Vec<BytesMut>,
     signature: Option<String>,
     logprobs: Option<String>,
@@ -291,7 +282,7 @@ impl Gathered {
             Piece::Text(text) => self.text.get_or_insert_default().push_str(bare(text)),
             Piece::Reasoning(text) => self.reasoning.push_str(bare(text)),
             Piece::Refusal(text) => self.refusal.push_str(bare(text)),
-            Piece::ThinkingBlock(block) => self.blocks.push((*block).to_owned()),
+            Piece::ThinkingBlocks(list) => self.blocks = Some((*list).to_owned()),
             Piece::Signature(text) => self.signature = Some((*text).to_owned()),
             Piece::Logprobs(list) => self.logprobs = Some(list.clone()),
             Piece::Annotations(list) => self.annotations = Some(list.clone()),
@@ -322,8 +313,8 @@ impl Gathered {
             let text = &self.reasoning;
             put(out, &[",\"reasoning_content\":\"", text, "\",\"reasoning\":\"", text, "\""]);
         }
-        if !self.blocks.is_empty() {
-            put(out, &[",\"thinking_blocks\":[", &self.blocks.join(","), "],\"extra_content\":{\"origin\":", origin, "}"]);
+        if let Some(list) = &self.blocks {
+            put(out, &[",\"thinking_blocks\":", list, ",\"extra_content\":{\"origin\":", origin, "}"]);
         }
         if let Some(signature) = &self.signature {
             put(out, &[","]);
