@@ -8,7 +8,7 @@ use url::Url;
 
 use super::credential::{self, GoogleCredential};
 use super::document::Config;
-use super::plan::proxy;
+use super::network::proxy;
 use super::walk::Findings;
 
 /// A Vertex AI project and how its tokens are made.

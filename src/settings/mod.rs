@@ -8,6 +8,7 @@ mod document;
 mod families;
 mod google;
 mod load;
+mod network;
 mod plan;
 pub mod schema;
 mod units;

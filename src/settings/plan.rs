@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use actix_http::header::HeaderValue;
 use sha2::{Digest, Sha256};
-use url::Url;
 
 use super::document::{self, Auth, Config, Document, Entry, Route as RouteEntry};
-use super::google;
 use super::schema::FAULTS;
 use super::walk::{Findings, nearest};
 use super::{
-    Backend, BackendType, ClientKey, Group, ImageUrls, Network, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts,
-    Translation, is_loopback,
+    Backend, BackendType, ClientKey, Group, ImageUrls, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts, Translation,
+    is_loopback,
 };
+use super::{google, network};
 use crate::catalogue::{Catalogue, Status};
 
 /// Deadline of a request when neither route nor pool sets one.
@@ -124,6 +123,7 @@ fn backend(
     let config = entry.config;
     let base = base_url(kind, &config);
     let vendor = vendor(kind, &base);
+    let network = network::of(&config, &base, environment, &path, findings);
     let attempt = config.timeout.unwrap_or(Duration::from_secs(60));
     let total = config.timeouts.total.unwrap_or(Duration::from_secs(600));
     for (name, limit) in [
@@ -169,12 +169,7 @@ fn backend(
         // The schema admits only names that are valid here.
         name_header: HeaderValue::from_str(&entry.name).unwrap_or_else(|_| HeaderValue::from_static("unnamed")),
         kind,
-        network: Network {
-            proxy: proxy(config.proxy_url.as_deref(), &base, environment, &path, findings),
-            ca_pem: config.ca_file.as_deref().and_then(|file| read_pem(file, &path, findings)),
-            max_age: config.max_connection_age.unwrap_or(Duration::from_secs(300)),
-            max_requests: config.max_connection_requests,
-        },
+        network,
         base,
         entra: config.api_key.is_none() && config.entra_token.is_some(),
         // A project takes access tokens only.
@@ -289,56 +284,6 @@ fn check_faults(config: &Config, path: &str, findings: &mut Findings) {
             findings.problem(&format!("{path}.faults[{index}].status"), "this key is required for kind status");
         }
     }
-}
-
-fn read_pem(file: &str, path: &str, findings: &mut Findings) -> Option<Vec<u8>> {
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
-    let problem = match std::fs::read(file) {
-        Ok(pem) => match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
-            Ok(certificates) if !certificates.is_empty() => return Some(pem),
-            Ok(_) => "the file holds no certificate".to_owned(),
-            Err(error) => format!("the file is not PEM: {error}"),
-        },
-        Err(error) => format!("the file cannot be read: {error}"),
-    };
-    findings.problem(&format!("{path}.caFile"), format!("{file}: {problem}"));
-    None
-}
-
-/// The proxy for a base URL: the backend's own, else `HTTPS_PROXY` unless `NO_PROXY` exempts the host.
-pub(super) fn proxy(
-    own: Option<&str>,
-    base: &str,
-    environment: &BTreeMap<String, String>,
-    path: &str,
-    findings: &mut Findings,
-) -> Option<Url> {
-    let variable = |name: &str| environment.get(name).or_else(|| environment.get(&name.to_lowercase())).filter(|v| !v.is_empty());
-    let (text, origin) = match own {
-        Some(own) => (own, format!("{path}.proxyUrl")),
-        None => {
-            let base = Url::parse(base).ok()?;
-            let host = base.host_str()?.to_lowercase();
-            if base.scheme() != "https" || variable("NO_PROXY").is_some_and(|list| is_exempt(&host, list)) {
-                return None;
-            }
-            (variable("HTTPS_PROXY")?.as_str(), "HTTPS_PROXY".to_owned())
-        }
-    };
-    match Url::parse(text) {
-        Ok(url) if url.scheme() == "http" && url.has_host() => Some(url),
-        _ => {
-            findings.problem(&origin, "the proxy must be an http:// address");
-            None
-        }
-    }
-}
-
-fn is_exempt(host: &str, list: &str) -> bool {
-    list.split(',').map(|entry| entry.trim().trim_start_matches("*.").trim_start_matches('.').to_lowercase()).any(|entry| {
-        entry == "*"
-            || (!entry.is_empty() && (host == entry || host.strip_suffix(&entry).is_some_and(|rest| rest.ends_with('.'))))
-    })
 }
 
 fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>, findings: &mut Findings) -> Vec<Arc<Pool>> {
