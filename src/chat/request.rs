@@ -504,7 +504,7 @@ impl<'a> Request<'a> {
     /// # Errors
     /// A failure of class `Caller` that names the field.
     pub fn read(body: &'a [u8]) -> Result<Self, Failure> {
-        serde_json::from_slice(body).map_err(|_| {
+        let request: Request<'a> = serde_json::from_slice(body).map_err(|_| {
             // Read again, slower, to learn where it went wrong.
             let reader = &mut serde_json::Deserializer::from_slice(body);
             let (path, reason) = match serde_path_to_error::deserialize::<_, Request<'_>>(reader) {
@@ -512,7 +512,11 @@ impl<'a> Request<'a> {
                 Ok(_) => ("messages".to_owned(), "cannot be read".to_owned()),
             };
             caller(&path, format!("`{path}` is not valid: {reason}"))
-        })
+        })?;
+        if request.messages.is_empty() {
+            return Err(caller("messages", "`messages` is empty".into()));
+        }
+        Ok(request)
     }
 
     /// The output limit that the client set; zero means none.
@@ -529,6 +533,10 @@ impl<'a> Request<'a> {
         for (place, tool) in self.tools.iter().flatten().enumerate() {
             match &tool.function {
                 Some(function) if &*tool.kind == "function" => all.push((function, tool.cache_control)),
+                None if &*tool.kind == "function" => {
+                    let field = format!("tools[{place}].function");
+                    return Err(caller(&field, format!("`{field}` is missing")));
+                }
                 _ => {
                     let field = format!("tools[{place}].type");
                     return Err(unsupported(&field, format!("`{field}` is `{}`; only functions can be translated", &*tool.kind)));
