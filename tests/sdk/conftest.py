@@ -80,7 +80,11 @@ class Gateway:
         ports = {"GATEWAY_PORT": 0, "STANDIN_PORT": standin.port, "DEAD_PORT": free_port()}
         account = log.with_name("service-account.json")
         account.write_text(json.dumps(standin.get("/control/service-account")))
-        environment = {**os.environ, **{name: str(port) for name, port in ports.items()}, "SERVICE_ACCOUNT": str(account)}
+        environment = {
+            **os.environ,
+            **{name: str(port) for name, port in ports.items()},
+            "SERVICE_ACCOUNT": str(account),
+        }
         command = [BINARY, "--config", str(HERE / settings)]
         with open(log, "wb") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -89,7 +93,9 @@ class Gateway:
     def await_ready(self):
         give_up = time.monotonic() + 20
         while time.monotonic() < give_up and self.process.poll() is None:
-            address = re.search(r'"message":"listening","address":"([0-9.:]+)"', Path(self.log).read_text(errors="replace"))
+            address = re.search(
+                r'"message":"listening","address":"([0-9.:]+)"', Path(self.log).read_text(errors="replace")
+            )
             if address:
                 self.url = f"http://{address[1]}"
                 assert self.http.get(f"{self.url}/ready").status_code == 200

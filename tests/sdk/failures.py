@@ -216,9 +216,7 @@ GOOGLE_IN_STREAM = [
 
 def quota(metric, *details):
     violation = {"violations": [{"quotaId": metric, "quotaValue": "250"}]}
-    return google(
-        429, "RESOURCE_EXHAUSTED", "You exceeded your current quota.", ("QuotaFailure", violation), *details
-    )
+    return google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota.", ("QuotaFailure", violation), *details)
 
 
 def after(delay):

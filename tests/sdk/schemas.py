@@ -42,8 +42,12 @@ def harden(hint, seen):
             fields = typing_extensions.get_type_hints(hint, include_extras=True)
             hint.__annotations__ = {name: harden(field, seen) for name, field in fields.items()}
             # A type that says itself that it holds more, such as a JSON Schema, may go on doing so.
-            open_ended = getattr(hint, "__extra_items__", typing_extensions.NoExtraItems) is not typing_extensions.NoExtraItems
-            hint.__pydantic_config__ = ConfigDict(strict=True) if open_ended else ConfigDict(extra="forbid", strict=True)
+            open_ended = (
+                getattr(hint, "__extra_items__", typing_extensions.NoExtraItems) is not typing_extensions.NoExtraItems
+            )
+            hint.__pydantic_config__ = (
+                ConfigDict(strict=True) if open_ended else ConfigDict(extra="forbid", strict=True)
+            )
         return hint
     if isinstance(hint, typing_extensions.TypeAliasType):
         return harden(hint.__value__, seen)

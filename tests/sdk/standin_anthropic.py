@@ -385,7 +385,8 @@ class Anthropic:
         if body.get("thinking", {}).get("type") == MANUAL and ends_with_results:
             first = blocks_of(messages[-2])[0]["type"]
             require(
-                first in ("thinking", "redacted_thinking"), f"Expected `thinking` or `redacted_thinking`, found `{first}`"
+                first in ("thinking", "redacted_thinking"),
+                f"Expected `thinking` or `redacted_thinking`, found `{first}`",
             )
 
     async def answer(self, stand_in, request, provider, body, markers):
@@ -403,7 +404,13 @@ class Anthropic:
             frames = [frame(event) for event in events]
             first, inside = (frame(failures.anthropic(*words)) for words in failures.ANTHROPIC_IN_STREAM)
             return await stand_in.relay(
-                request, frames, markers, texts[1] if len(texts) > 1 else 3, frame({"type": "ping"}) + first, inside, headers
+                request,
+                frames,
+                markers,
+                texts[1] if len(texts) > 1 else 3,
+                frame({"type": "ping"}) + first,
+                inside,
+                headers,
             )
         return web.json_response(reply, headers=headers)
 
@@ -425,9 +432,7 @@ class Anthropic:
             content.insert(1, {"type": "redacted_thinking", "data": sign(body["model"], "", body["messages"])})
         if "server-tool" in markers:
             content[-1:-1] = SERVER_TOOL
-        self.made_with |= {
-            call["id"]: [block for block in content if "thinking" in block["type"]] for call in calls
-        }
+        self.made_with |= {call["id"]: [block for block in content if "thinking" in block["type"]] for call in calls}
         thinking = any("thinking" in block["type"] for block in content)
         stop = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}[answer.finish]
         reason = next((marker[7:].replace("-", "_") for marker in markers if marker.startswith("reason-")), stop)
@@ -456,7 +461,9 @@ class Anthropic:
 
         def think():
             text = "".join(answers.THOUGHT) if shown else ""
-            return [{"type": "thinking", "thinking": text, "signature": sign(model, text, body["messages"])}] if on else []
+            return (
+                [{"type": "thinking", "thinking": text, "signature": sign(model, text, body["messages"])}] if on else []
+            )
 
         return think
 
@@ -491,9 +498,7 @@ def view(body):
             text = inner if isinstance(inner, str) else "".join(part.get("text", "") for part in inner)
             messages.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": text})
         parts = [part(block) for block in of_type(message, "text", "image", "document")]
-        calls = [
-            {"id": block["id"], "function": {"name": block["name"]}} for block in of_type(message, "tool_use")
-        ]
+        calls = [{"id": block["id"], "function": {"name": block["name"]}} for block in of_type(message, "tool_use")]
         if parts or calls:
             messages.append({"role": message["role"], "content": parts, "tool_calls": calls})
     wanted = body.get("output_config", {}).get("format")

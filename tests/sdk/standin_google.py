@@ -31,9 +31,7 @@ KEY = "go-key"
 GEMINI, VERTEX = "gemini", "vertex"
 PATHS = {
     GEMINI: re.compile(r"/gemini/v1beta/models/([^/:]+):(\w+)"),
-    VERTEX: re.compile(
-        r"/vertex/v1beta1/projects/proj/locations/europe-west4/publishers/google/models/([^/:]+):(\w+)"
-    ),
+    VERTEX: re.compile(r"/vertex/v1beta1/projects/proj/locations/europe-west4/publishers/google/models/([^/:]+):(\w+)"),
 }
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 PLACEHOLDERS = {"skip_thought_signature_validator", "context_engineering_is_the_way_to_go"}
@@ -433,7 +431,6 @@ def part_of(part):
     return call and (call["name"], call.get("args", {}))
 
 
-
 class Google:
     headers, absent = {}, ()
 
@@ -495,14 +492,19 @@ class Google:
                 signature = part.get("thoughtSignature")
                 if signature in PLACEHOLDERS:
                     require("functionCall" in part, f"contents.{place}: a placeholder that is not on a call")
-                    stand_in.note("lost", provider=self.name, call=part["functionCall"]["name"], current=place > current)
+                    stand_in.note(
+                        "lost", provider=self.name, call=part["functionCall"]["name"], current=place > current
+                    )
                 elif signature:
                     # The package itself sends it back in the alphabet for URLs.
                     signature = signature.replace("-", "+").replace("_", "/")
                     nonce = base64.b64decode(signature[:12])
                     require(signature == self.sign(model, nonce), f"contents.{place}: Corrupted thought signature.")
                     require(signature not in seen, f"contents.{place}: a signature comes twice")
-                    require(WHOSE.get(signature, part_of(part)) == part_of(part), f"contents.{place}: signature of another part")
+                    require(
+                        WHOSE.get(signature, part_of(part)) == part_of(part),
+                        f"contents.{place}: signature of another part",
+                    )
                     seen.add(signature)
                 if "functionCall" in part and first:
                     first = False
@@ -510,7 +512,7 @@ class Google:
                     name = part["functionCall"]["name"]
                     require(
                         not missing,
-                        f"Function call is missing a thought_signature in functionCall parts: {name}, position {number}",
+                        f"Function call is missing a thought_signature in functionCall parts: {name} at {number}",
                     )
                     if not signature and place < current and not model.startswith("gemini-2"):
                         stand_in.note("lost", provider=self.name, call=name, current=False)
@@ -609,7 +611,9 @@ class Google:
                 WHOSE[part["thoughtSignature"]] = part_of(part)
             yield chunk([part])
         finish = {"length": "MAX_TOKENS"}.get(answer.finish, "STOP")
-        finish = next((marker[7:].replace("-", "_").upper() for marker in markers if marker.startswith("reason-")), finish)
+        finish = next(
+            (marker[7:].replace("-", "_").upper() for marker in markers if marker.startswith("reason-")), finish
+        )
         last = {"text": ""}
         if three and not answer.calls:
             last["thoughtSignature"] = self.sign(model)
@@ -635,7 +639,9 @@ def whole(chunks):
     for chunk in chunks:
         for candidate in chunk.get("candidates", []):
             for part in candidate.get("content", {}).get("parts", []):
-                joins = parts and "text" in part and "text" in parts[-1] and part.get("thought") == parts[-1].get("thought")
+                joins = (
+                    parts and "text" in part and "text" in parts[-1] and part.get("thought") == parts[-1].get("thought")
+                )
                 if joins:
                     parts[-1] = {**parts[-1], **part, "text": parts[-1]["text"] + part["text"]}
                 elif part != {"text": ""}:

@@ -38,19 +38,35 @@ def text_of(raw, stream):
 def test_a_request_with_everything_moves_whole(create, standin, target, stream):
     content = [{"type": "text", "text": f"[as-json] {TARGETS[target]}"}, picture()]
     system = {"role": "system", "content": "Be brief."}
-    messages = [system, *FOREIGN_HISTORY, {"role": "assistant", "content": "Rain."}, {"role": "user", "content": content}]
+    messages = [
+        system,
+        *FOREIGN_HISTORY,
+        {"role": "assistant", "content": "Rain."},
+        {"role": "user", "content": content},
+    ]
     raw = create(model="across", messages=messages, stream=stream, **EVERYTHING)
     assert text_of(raw, stream) == CITY
     assert raw.headers["x-stagedoor-backend"] == target
     body = standin.requests()[-1]["body"]
     told = json.dumps(body)
-    for word in ("Be brief.", "get_weather", "get_time", "rain", "noon", "population", "END", picture()["image_url"]["url"][-40:]):
+    for word in (
+        "Be brief.",
+        "get_weather",
+        "get_time",
+        "rain",
+        "noon",
+        "population",
+        "END",
+        picture()["image_url"]["url"][-40:],
+    ):
         assert word in told
     assert 2000 in (body.get("max_tokens"), body.get("generationConfig", {}).get("maxOutputTokens"))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("kind", ["rate-limit", "quota", "bad-key", "no-model", "overloaded", "garbage", "half", "html"])
+@pytest.mark.parametrize(
+    "kind", ["rate-limit", "quota", "bad-key", "no-model", "overloaded", "garbage", "half", "html"]
+)
 def test_another_dialect_answers_when_one_fails(create, kind, stream):
     for _ in range(3):
         text = f"[{kind}@openai] [{kind}@anthropic]" if kind != "half" else "[half@openai]"

@@ -45,7 +45,13 @@ def test_max_tokens_is_always_sent_and_never_too_large(standin, client, model):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     "sampling",
-    [{"temperature": 0.5}, {"top_p": 0.5}, {"temperature": 0.2, "top_p": 0.5}, {"temperature": 1.8}, {"temperature": 1}],
+    [
+        {"temperature": 0.5},
+        {"top_p": 0.5},
+        {"temperature": 0.2, "top_p": 0.5},
+        {"temperature": 1.8},
+        {"temperature": 1},
+    ],
 )
 def test_sampling_is_sent_where_it_is_known_and_else_named_as_dropped(standin, client, model, sampling):
     raw = ask(client, model, **sampling)
@@ -157,7 +163,12 @@ def test_results_that_are_missing_or_too_many_are_refused_or_mended(standin, cli
 
 
 def test_a_model_that_is_not_known_yet_is_taken_for_one_of_the_newest(standin, client):
-    for options in ({"temperature": 0.5}, {"reasoning_effort": "max"}, {"reasoning_effort": "none"}, {"max_tokens": 50}):
+    for options in (
+        {"temperature": 0.5},
+        {"reasoning_effort": "max"},
+        {"reasoning_effort": "none"},
+        {"max_tokens": 50},
+    ):
         assert sent(standin, client, "claude-sonnet-9", **options)["model"] == "claude-sonnet-9"
 
 
@@ -174,7 +185,12 @@ def strict(schema):
 
 
 def test_a_strict_tool_is_strict_if_its_schema_can_be(standin, client):
-    closed = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
+    closed = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
     assert sent(standin, client, tools=strict(closed))["tools"][0]["strict"] is True
     bounded = {**closed, "properties": {"a": {"type": "string", "minLength": 3}}}
     sent(standin, client, tools=strict(bounded))
@@ -185,11 +201,22 @@ def test_a_strict_tool_is_strict_if_its_schema_can_be(standin, client):
 @pytest.mark.parametrize("amount", [21, 30])
 def test_no_more_tools_are_strict_than_the_service_takes(standin, client, amount):
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
-    sent(standin, client, tools=[{**strict(schema)[0], "function": {"name": f"f{n}", "parameters": schema, "strict": True}} for n in range(amount)])
+    sent(
+        standin,
+        client,
+        tools=[
+            {**strict(schema)[0], "function": {"name": f"f{n}", "parameters": schema, "strict": True}}
+            for n in range(amount)
+        ],
+    )
     many = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(amount)}}
     sent(standin, client, tools=strict({**many, "additionalProperties": False}))
     either = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-    many = {"type": "object", "properties": {f"p{n}": either for n in range(amount)}, "required": [f"p{n}" for n in range(amount)]}
+    many = {
+        "type": "object",
+        "properties": {f"p{n}": either for n in range(amount)},
+        "required": [f"p{n}" for n in range(amount)],
+    }
     sent(standin, client, tools=strict({**many, "additionalProperties": False}))
 
 
@@ -399,7 +426,9 @@ def test_a_user_is_named_without_personal_data(standin, client):
     assert body["metadata"].keys() == {"user_id"}
 
 
-@pytest.mark.parametrize(("stop", "native"), [("END", ["END"]), (["END", "", " ", "STOP"], ["END", "STOP"]), ("", None)])
+@pytest.mark.parametrize(
+    ("stop", "native"), [("END", ["END"]), (["END", "", " ", "STOP"], ["END", "STOP"]), ("", None)]
+)
 def test_stops_without_letters_are_not_sent(standin, client, stop, native):
     assert sent(standin, client, stop=stop).get("stop_sequences") == native
 

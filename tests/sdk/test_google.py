@@ -48,7 +48,9 @@ def test_every_effort_becomes_something_that_the_model_takes(standin, client, mo
     assert bool(thinking.get("includeThoughts")) == (effort != "none")
     assert ("thinkingBudget" if "2.5" in model else "thinkingLevel") in thinking
     if model == FLASH:
-        assert thinking["thinkingLevel"] == {"none": "LOW", "minimal": "LOW", "xhigh": "HIGH"}.get(effort, effort.upper())
+        assert thinking["thinkingLevel"] == {"none": "LOW", "minimal": "LOW", "xhigh": "HIGH"}.get(
+            effort, effort.upper()
+        )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -160,7 +162,10 @@ def test_a_schema_is_brought_into_the_subset_that_is_known(standin, client, mode
         None,
         {"type": "object", "properties": {"a": {"type": "array"}, "b": {"enum": ["", "x"]}}, "required": ["a", "z"]},
         {"type": "object", "properties": {"a": {"anyOf": [{"type": "null"}, {"type": "string"}], "default": None}}},
-        {"type": "object", "properties": {"a": {"allOf": [{"type": "object", "properties": {"b": {"type": "string"}}}]}}},
+        {
+            "type": "object",
+            "properties": {"a": {"allOf": [{"type": "object", "properties": {"b": {"type": "string"}}}]}},
+        },
         {
             "type": "object",
             "properties": {"a": {"$ref": "#/definitions/t", "description": "x"}},
@@ -171,7 +176,12 @@ def test_a_schema_is_brought_into_the_subset_that_is_known(standin, client, mode
     ],
 )
 def test_parameters_of_a_tool_are_brought_into_the_subset_that_is_known(standin, client, model, parameters):
-    function = {"name": "f", "description": "d", "strict": True, **({} if parameters is None else {"parameters": parameters})}
+    function = {
+        "name": "f",
+        "description": "d",
+        "strict": True,
+        **({} if parameters is None else {"parameters": parameters}),
+    }
     sent(standin, client, model, tools=[{"type": "function", "function": function}])
 
 

@@ -277,7 +277,11 @@ def test_wrong_places_and_headers_are_a_breach(standin, verb, headers, reason):
     [
         ({"content": {"parts": [{"text": "a"}]}}, 1, "model is required"),
         ({"content": {"parts": [{"text": "a"}]}, "model": "gemini-embedding-001"}, 1, "model"),
-        ({"content": {"parts": [{"text": "a"}]}, "model": "models/gemini-embedding-001"}, 101, "at most 100 in one batch"),
+        (
+            {"content": {"parts": [{"text": "a"}]}, "model": "models/gemini-embedding-001"},
+            101,
+            "at most 100 in one batch",
+        ),
         ({"content": {"parts": [{"text": "a"}] * 2}, "model": "models/gemini-embedding-001"}, 1, "one vector"),
     ],
 )

@@ -10,6 +10,7 @@ from conversation import TOOLS, picture
 
 MODELS = ["ant", "ant/claude-opus-4-6", "ant/claude-haiku-4-5", "gem", "gem/gemini-2.5-flash", "vertex", "mis"]
 TEXTS = ["", " ", "\n", "hi", "Grüße 🎉", "a\u2028b", "x" * 300]
+SEEDS = 25
 IDS = ["call_{}", "call_0", "toolu_01{}", "functions.get_weather:{}", "fc_{}", "a/b=={}"]
 
 
@@ -140,7 +141,7 @@ def told(standin, client, request):
 @pytest.mark.parametrize("model", MODELS)
 def test_no_conversation_that_is_legal_at_openai_is_refused(standin, client, model):
     refused = 0
-    for seed in range(60):
+    for seed in range(SEEDS):
         messages = Inventor(seed).conversation()
         effort = {"reasoning_effort": "high"} if seed % 3 == 0 and model != "mis" else {}
         refused += told(standin, client, {"model": model, "messages": messages, "tools": TOOLS, **effort})
@@ -151,7 +152,7 @@ def test_no_conversation_that_is_legal_at_openai_is_refused(standin, client, mod
 @pytest.mark.parametrize("strict", [False, True])
 def test_no_schema_of_a_tool_is_refused(standin, client, model, strict):
     refused = 0
-    for seed in range(60):
+    for seed in range(SEEDS):
         function = {"name": "f", "parameters": Inventor(seed).root(), "strict": strict}
         tools = [{"type": "function", "function": function}]
         request = {"model": model, "messages": [{"role": "user", "content": "hi"}], "tools": tools}
@@ -162,8 +163,8 @@ def test_no_schema_of_a_tool_is_refused(standin, client, model, strict):
 @pytest.mark.parametrize("model", MODELS[:-1])
 def test_no_schema_of_an_answer_is_refused(standin, client, model):
     refused = 0
-    for seed in range(60):
+    for seed in range(SEEDS):
         wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": Inventor(seed).root(), "strict": True}}
         request = {"model": model, "messages": [{"role": "user", "content": "hi"}], "response_format": wanted}
         refused += told(standin, client, request)
-    assert refused <= 6
+    assert refused <= 2

@@ -36,7 +36,11 @@ def echoed(message):
 def forgetful(message):
     """As a client sends it that keeps only what it knows."""
     calls = [
-        {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": call.function.arguments}}
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.function.name, "arguments": call.function.arguments},
+        }
         for call in message.tool_calls or []
     ]
     return {"role": "assistant", "content": message.content, **({"tool_calls": calls} if calls else {})}
@@ -164,7 +168,9 @@ def test_native_thoughts_are_found_where_they_are_promised(client):
     assert [block["type"] for block in message.thinking_blocks] == kinds
     assert message.thinking_blocks[0]["thinking"] == message.reasoning_content == "Let me think."
     chunks = client.chat.completions.create(**options, stream=True)
-    blocks = [block for c in chunks for choice in c.choices for block in getattr(choice.delta, "thinking_blocks", None) or []]
+    blocks = [
+        block for c in chunks for choice in c.choices for block in getattr(choice.delta, "thinking_blocks", None) or []
+    ]
     assert [block["type"] for block in blocks] == kinds
     assert blocks[0]["thinking"] == "Let me think." and blocks[0]["signature"]
 
@@ -176,7 +182,9 @@ def test_thoughts_arrive_beside_the_text_under_both_of_their_names(client, model
     message = reply.choices[0].message
     assert (message.content, message.reasoning_content, message.reasoning) == (TEXT, "Let me think.", "Let me think.")
     assert reply.usage.completion_tokens_details.reasoning_tokens == 4
-    deltas = [choice.delta for chunk in client.chat.completions.create(**options, stream=True) for choice in chunk.choices]
+    deltas = [
+        choice.delta for chunk in client.chat.completions.create(**options, stream=True) for choice in chunk.choices
+    ]
     assert "".join(delta.content or "" for delta in deltas) == TEXT
     for name in ("reasoning_content", "reasoning"):
         assert "".join(getattr(delta, name, None) or "" for delta in deltas) == "Let me think."

@@ -2,9 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { BACKENDS, client, control, LIKE_OPENAI, prepare, providerRequests, PIECES, TEXT, TOOLS, user } from "./harness.mjs";
-
-prepare();
+import { BACKENDS, client, control, LIKE_OPENAI, providerRequests, PIECES, TEXT, TOOLS, user } from "./harness.mjs";
 
 const RESULTS = { get_weather: "sunny", get_time: "12:00" };
 
@@ -116,6 +114,12 @@ for (const model of ["mis", "llama", "groq", "together"]) {
       assert.equal(chunks.map((chunk) => chunk.choices[0].delta[name] ?? "").join(""), "Let me think.");
   });
 }
+
+test("a failed attempt is tried again without the client's notice", async () => {
+  await control("next", "POST", ["server-error"]);
+  const reply = await client().chat.completions.create({ model: "oai", messages: user("hi") });
+  assert.equal(reply.choices[0].message.content, TEXT);
+});
 
 test("comments before the first token do not disturb the SDK", async () => {
   const stream = await client().chat.completions.create({ model: "patient", messages: user("[hold]"), stream: true });

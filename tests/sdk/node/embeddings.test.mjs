@@ -2,9 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { client, prepare } from "./harness.mjs";
-
-prepare();
+import { client } from "./harness.mjs";
 
 const MODELS = [
   "oai/text-embedding-3-small",

@@ -1,4 +1,4 @@
-// Starts the stand-in and the gateway on free ports, once for each test file, and gives the tests their client.
+// Starts the stand-in and the gateway on free ports, once for all tests, and gives the tests their client.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -90,28 +90,21 @@ export const providerRequests = () => control("requests", "GET");
 export const client = (options) =>
   new OpenAI({ baseURL: `${gatewayUrl}/v1`, apiKey: "client-key-1", maxRetries: 0, timeout: 30_000, ...options });
 
-// Registers what every test file needs. With `fresh`, each test has a gateway of its own, in which backends may fail.
-export function prepare({ fresh = false } = {}) {
-  before(async () => {
-    standin = spawn(process.env.SDK_PYTHON, [`${here}/standin.py`], { stdio: ["ignore", "pipe", "inherit"] });
-    standinUrl = `http://127.0.0.1:${await firstLine(standin)}`;
-    account = join(await mkdtemp(join(tmpdir(), "stagedoor-")), "service-account.json");
-    await writeFile(account, JSON.stringify(await control("service-account", "GET")));
-    if (!fresh) await startGateway();
-  });
-  beforeEach(async () => {
-    await control("reset");
-    if (fresh) await startGateway();
-  });
-  afterEach(async () => {
-    const alive = gateway.exitCode === null && gateway.signalCode === null;
-    if (fresh) gateway.kill("SIGKILL");
-    assert.ok(alive, "the gateway has died");
-    assert.deepEqual(await control("breaches", "GET"), []);
-  });
-  after(async () => {
-    gateway?.kill("SIGKILL");
-    standin?.kill("SIGKILL");
-    if (account) await rm(dirname(account), { recursive: true });
-  });
-}
+before(async () => {
+  standin = spawn(process.env.SDK_PYTHON, [`${here}/standin.py`], { stdio: ["ignore", "pipe", "inherit"] });
+  standinUrl = `http://127.0.0.1:${await firstLine(standin)}`;
+  account = join(await mkdtemp(join(tmpdir(), "stagedoor-")), "service-account.json");
+  await writeFile(account, JSON.stringify(await control("service-account", "GET")));
+  await startGateway();
+});
+beforeEach(() => control("reset"));
+afterEach(async () => {
+  const alive = gateway.exitCode === null && gateway.signalCode === null;
+  assert.ok(alive, "the gateway has died");
+  assert.deepEqual(await control("breaches", "GET"), []);
+});
+after(async () => {
+  gateway?.kill("SIGKILL");
+  standin?.kill("SIGKILL");
+  if (account) await rm(dirname(account), { recursive: true });
+});

@@ -2,9 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { client, notes, prepare, TEXT, TOOLS, TRANSLATED, user } from "./harness.mjs";
-
-prepare();
+import { client, notes, TEXT, TOOLS, TRANSLATED, user } from "./harness.mjs";
 
 const RESULTS = { get_weather: "sunny", get_time: "12:00" };
 
