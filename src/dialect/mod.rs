@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize as _, Deserializer};
 use serde_json::value::RawValue;
 use smallvec::{SmallVec, smallvec};
 
@@ -289,6 +290,12 @@ impl Codec {
 /// Text that is JSON already, as a value that is copied as it is.
 fn raw(json: String) -> Box<RawValue> {
     RawValue::from_string(json).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// A string as the literal that it is; anything else counts as absent, since literals are copied unread.
+fn literal_only<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    let raw = Option::<&'de RawValue>::deserialize(deserializer)?;
+    Ok(raw.filter(|raw| raw.get().starts_with('"')))
 }
 
 /// The inside of a string literal; `None` for anything else.

@@ -15,9 +15,9 @@ use crate::dialect::{Ask, Whole, literal, stringified};
 /// A message.
 #[derive(Deserialize)]
 pub(super) struct Message<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) model: Option<&'a RawValue>,
     #[serde(borrow, default)]
     content: Option<Vec<&'a RawValue>>,
@@ -34,7 +34,7 @@ pub(super) struct Message<'a> {
 /// Why a refusal was made.
 #[derive(Deserialize)]
 pub(super) struct StopDetails<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) explanation: Option<&'a RawValue>,
 }
 
@@ -43,15 +43,15 @@ pub(super) struct StopDetails<'a> {
 pub(super) struct Block<'a> {
     #[serde(borrow, rename = "type")]
     pub(super) kind: Text<'a>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) text: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) thinking: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) signature: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) name: Option<&'a RawValue>,
     #[serde(borrow, default)]
     pub(super) input: Option<&'a RawValue>,
@@ -62,9 +62,9 @@ pub(super) struct Block<'a> {
 /// Where a text comes from.
 #[derive(Deserialize)]
 pub(super) struct Citation<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) url: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     pub(super) title: Option<&'a RawValue>,
 }
 

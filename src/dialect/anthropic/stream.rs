@@ -32,13 +32,13 @@ struct Event<'a> {
 struct Delta<'a> {
     #[serde(borrow, default, rename = "type")]
     kind: Option<Text<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     text: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     thinking: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     signature: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     partial_json: Option<&'a RawValue>,
     #[serde(borrow, default)]
     citation: Option<Citation<'a>>,

@@ -24,9 +24,9 @@ struct Reply<'a> {
     prompt_feedback: Option<PromptFeedback<'a>>,
     #[serde(default)]
     usage_metadata: Option<UsageMetadata>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     model_version: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     response_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
@@ -58,11 +58,11 @@ struct Content<'a> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Part<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     text: Option<&'a RawValue>,
     #[serde(default)]
     thought: Option<bool>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     thought_signature: Option<&'a RawValue>,
     #[serde(borrow, default)]
     function_call: Option<FunctionCall<'a>>,
@@ -70,9 +70,9 @@ struct Part<'a> {
 
 #[derive(Deserialize)]
 struct FunctionCall<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
     name: Option<&'a RawValue>,
     #[serde(borrow, default)]
     args: Option<&'a RawValue>,
