@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr2;
 
 /// Splits a byte stream at blank lines.
@@ -16,6 +16,8 @@ pub struct Splitter {
     at_line_start: bool,
     /// Whether the last byte was a CR, so that a LF now belongs to it.
     after_cr: bool,
+    /// Whether the first event is still to come: it may begin with a byte-order mark.
+    is_first: bool,
     /// Largest event in bytes.
     limit: usize,
 }
@@ -28,7 +30,7 @@ pub struct TooLarge(pub usize);
 impl Splitter {
     /// Starts; `limit` bounds one event and so the memory held.
     pub fn new(limit: usize) -> Self {
-        Self { partial: BytesMut::new(), at_line_start: true, after_cr: false, limit }
+        Self { partial: BytesMut::new(), at_line_start: true, after_cr: false, is_first: true, limit }
     }
 
     /// Takes bytes in and hands every whole event (with its blank line) to `each`.
@@ -44,6 +46,7 @@ impl Splitter {
                 self.partial.extend_from_slice(&tail);
                 self.partial.split().freeze()
             };
+            let event = self.without_mark(event);
             if event.len() > self.limit {
                 return Err(TooLarge(self.limit));
             }
@@ -59,7 +62,16 @@ impl Splitter {
     /// What remains at the end of the stream: an event without its blank line, if there is one.
     pub fn finish(&mut self) -> Option<Bytes> {
         let rest = self.partial.split().freeze();
+        let rest = self.without_mark(rest);
         (!rest.iter().all(u8::is_ascii_whitespace)).then_some(rest)
+    }
+
+    /// The event; the first of the stream without its byte-order mark, which means something nowhere else.
+    fn without_mark(&mut self, mut event: Bytes) -> Bytes {
+        if std::mem::take(&mut self.is_first) && event.starts_with(b"\xef\xbb\xbf") {
+            event.advance(3);
+        }
+        event
     }
 
     /// Offset behind the blank line that ends the present event, if it lies within `chunk`.
@@ -110,7 +122,6 @@ pub fn data(event: &[u8]) -> Option<Cow<'_, [u8]>> {
         return Some(Cow::Borrowed(line));
     }
     let mut joined: Option<Cow<'_, [u8]>> = None;
-    let event = event.strip_prefix(b"\xef\xbb\xbf".as_slice()).unwrap_or(event);
     for line in event.split(|byte| matches!(byte, b'\n' | b'\r')) {
         let value = match line.strip_prefix(b"data".as_slice()) {
             Some([]) => &[][..],
@@ -166,6 +177,15 @@ mod tests {
     fn every_form_of_the_format_is_read() {
         let stream = "\u{feff}data: a\n\n: comment\n\ndata:b\r\n\r\nevent: x\rdata: c\r\rdata: d1\ndata: d2\n\nid: 1\n\ndata: \u{2028}\n\ndata: last";
         assert_eq!(read(&[stream.as_bytes()]), ["a", "b", "c", "d1\nd2", "\u{2028}", "last"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_within_the_stream_is_text_wherever_it_is_cut() {
+        let stream = "\u{feff}data: a\r\n\r\n\u{feff}data: b\n\n";
+        for cut in 0..stream.len() {
+            let (before, after) = stream.as_bytes().split_at(cut);
+            assert_eq!(read(&[before, after]), ["a"], "cut at {cut}");
+        }
     }
 
     #[test]
