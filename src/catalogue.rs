@@ -122,7 +122,7 @@ impl Price {
         }
         let hour = usage.cache_write_1h_tokens.min(usage.cache_write_tokens);
         let written = usage.cache_write_tokens - hour;
-        let plain = usage.prompt_tokens.saturating_sub(usage.cached_tokens + usage.cache_write_tokens);
+        let plain = usage.prompt_tokens.saturating_sub(usage.cached_tokens.saturating_add(usage.cache_write_tokens));
         let parts = [
             (plain, self.input),
             (usage.cached_tokens, self.cached_input),
@@ -216,6 +216,10 @@ pub struct GoogleRules {
     pub logprobs: bool,
     /// Whether calls have ids.
     pub call_ids: bool,
+    /// Whether calls can be held to their schema.
+    pub validated_calls: bool,
+    /// Whether each image can say how closely to look.
+    pub media_resolution: bool,
     /// Whether calls must come back with the signature of the thoughts before them.
     pub signatures: bool,
     /// Whether plain JSON Schema is taken.
@@ -293,6 +297,8 @@ impl Catalogue {
     /// A model by its vendor (mostly the type of its backend) and id; a dated id is known by its undated one.
     pub fn model(&self, vendor: &str, id: &str) -> Option<&Model> {
         let models = self.models.get(vendor)?;
+        // Some clients write the vendor's prefixes.
+        let id = if models.contains_key(id) { id } else { id.rsplit('/').next().unwrap_or(id) };
         models.get(id).or_else(|| {
             let (undated, date) = id.rsplit_once('-')?;
             let is_date = date.len() == 8 && date.bytes().all(|byte| byte.is_ascii_digit());
@@ -323,10 +329,22 @@ impl Catalogue {
     }
 }
 
-/// The rules with the longest matching beginning, else the first.
+/// The rules with the longest matching name, else the first, which are the newest.
 fn best<'a, T>(all: &'a [T], models: impl Fn(&T) -> &[String], id: &str) -> &'a T {
-    let length = |rules: &T| models(rules).iter().filter(|begin| id.starts_with(begin.as_str())).map(String::len).max();
+    let length = |rules: &T| models(rules).iter().filter(|name| is_named(id, name)).map(String::len).max();
     all.iter().filter(|rules| length(rules).is_some()).max_by_key(|rules| length(rules)).unwrap_or(&all[0])
+}
+
+/// Whether an id is a name of the rules, or the name with a date or a word behind it. A name with `*` stands for all
+/// that begin with it; without, `claude-opus-5-6` is not `claude-opus-5` but a model that is not known yet.
+fn is_named(id: &str, name: &str) -> bool {
+    if let Some(begin) = name.strip_suffix('*') {
+        return id.starts_with(begin);
+    }
+    let Some(rest) = id.strip_prefix(name) else { return false };
+    let Some(more) = rest.strip_prefix(['-', '@']) else { return rest.is_empty() };
+    let digits = more.bytes().take_while(u8::is_ascii_digit).count();
+    digits == 0 || digits >= 3
 }
 
 #[cfg(test)]
@@ -365,7 +383,14 @@ mod tests {
         assert!(!catalogue.anthropic("claude-opus-5-5").forced_tools);
         assert!(catalogue.anthropic("claude-opus-5").forced_tools);
         assert_eq!(catalogue.anthropic("claude-3-opus-20240229").max_output_tokens, 4_096);
-        assert!(!catalogue.anthropic("claude-next-9").prefill, "an unknown model is taken for a new one");
+        for unknown in ["claude-next-9", "claude-opus-5-6", "claude-sonnet-4-8"] {
+            assert!(!catalogue.anthropic(unknown).forced_tools, "{unknown} is taken for a new one");
+        }
+        assert!(
+            !catalogue.google("gemini-3.9-flash").sampling
+                && !catalogue.google("gemini-3.9-flash").levels.contains(&Effort::Minimal)
+        );
+        assert!(catalogue.anthropic("claude-haiku-4-5-20251001").prefill);
         assert!(catalogue.anthropic("house-model").prefill);
         assert!(catalogue.google("gemini-2.5-flash-lite").budget.is_some());
         assert!(catalogue.google("gemini-3.1-pro-preview").sampling);

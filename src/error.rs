@@ -221,7 +221,10 @@ fn upstream_form(failure: &Failure) -> ErrorForm {
         FailureClass::Malformed => (502, "server_error", Some("upstream_malformed"), own(&failure.message), false),
         FailureClass::Crashed => (500, "server_error", Some("internal_error"), own(&failure.message), false),
     };
-    let keeps_own_code = matches!(failure.class, FailureClass::Caller | FailureClass::Billing | FailureClass::RateLimited);
+    let keeps_own_code = matches!(
+        failure.class,
+        FailureClass::Caller | FailureClass::Unsupported | FailureClass::Billing | FailureClass::RateLimited
+    );
     ErrorForm {
         status,
         kind: failure.kind.clone().filter(|_| failure.class == FailureClass::Caller).unwrap_or_else(|| kind.to_owned()),

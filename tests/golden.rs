@@ -126,7 +126,10 @@ fn parse(bytes: &[u8]) -> Value {
 }
 
 fn describe(failure: &Failure) -> Value {
-    json!({ "class": failure.class.word(), "message": failure.message, "type": failure.kind, "param": failure.param, "code": failure.code })
+    json!({
+        "class": failure.class.word(), "message": failure.message, "type": failure.kind, "param": failure.param,
+        "code": failure.code, "status": failure.status, "retry_after": failure.retry_after.map(|wait| wait.as_secs_f64()),
+    })
 }
 
 /// Relays the events, whose text may also be raw; each comes out as its data.

@@ -17,7 +17,7 @@ use super::slots::{SlotState, Slots};
 use super::{Bounce, Bounced, Dispatch, Job, JobParts, Outcome, PoolDown, ProviderUp};
 use crate::attempt::{Call, End, Ledger, Reply, Settled, panic_message};
 use crate::balance::pick;
-use crate::chat::Failure;
+use crate::chat::{Failure, FailureClass};
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
 use crate::settings;
@@ -263,12 +263,15 @@ impl Core {
             }
             Bounced::Failed(failure) => {
                 let verdict = failure.class.verdict();
-                let is_first = parts.ledger.tried.is_empty();
+                // A member that cannot carry the request was asked nothing, so passing it over costs nothing.
+                let is_passed_over = failure.class == FailureClass::Unsupported;
+                let is_first = parts.ledger.tried.len() == usize::from(parts.ledger.passed_over);
+                parts.ledger.passed_over += u16::from(is_passed_over);
                 parts.ledger.tried.push(member);
                 parts.ledger.note(failure);
                 let may_go_on = verdict.next_member
                     && parts.ledger.attempts < parts.ledger.max_attempts
-                    && (is_first || self.spend_retry(member));
+                    && (is_passed_over || is_first || self.spend_retry(member));
                 if !may_go_on {
                     let error = self.last_word(&parts.call, &mut parts.ledger);
                     return self.refuse(job, error);

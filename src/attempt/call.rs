@@ -119,6 +119,8 @@ impl Drop for BodyHold {
 /// What has been tried for a request so far; travels with the job.
 #[derive(Debug, Default)]
 pub struct Ledger {
+    /// Members that could not carry the request and so were asked nothing.
+    pub passed_over: u16,
     /// Leaves whose attempts failed.
     pub tried: SmallVec<[u16; 8]>,
     /// Leaves that were full.

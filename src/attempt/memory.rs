@@ -24,7 +24,7 @@ pub struct Memory(ArcSwap<Kept>);
 /// One version; versions share what they have in common.
 #[derive(Debug, Clone, Default)]
 struct Kept {
-    states: imbl::HashMap<Arc<str>, Arc<str>>,
+    states: imbl::HashMap<Arc<str>, (Arc<str>, Instant)>,
     /// The oldest first.
     order: imbl::Vector<(Arc<str>, Instant)>,
     bytes: usize,
@@ -43,8 +43,10 @@ impl Memory {
     }
 
     /// What was kept for a call.
-    pub fn recall(&self, call: &str) -> Option<Arc<str>> {
-        self.0.load().states.get(call).cloned()
+    pub fn recall(&self, call: &str, now: Instant) -> Option<Arc<str>> {
+        let kept = self.0.load();
+        let (state, since) = kept.states.get(call)?;
+        (now.duration_since(*since) < MAX_AGE).then(|| Arc::clone(state))
     }
 }
 
@@ -55,7 +57,7 @@ impl Kept {
             return;
         }
         let call: Arc<str> = keepsake.call.as_str().into();
-        if let Some(before) = self.states.insert(Arc::clone(&call), keepsake.state.as_str().into()) {
+        if let Some((before, _)) = self.states.insert(Arc::clone(&call), (keepsake.state.as_str().into(), now)) {
             self.bytes -= call.len() + before.len();
             self.order.retain(|(known, _)| *known != call);
         }
@@ -65,7 +67,7 @@ impl Kept {
             if self.bytes <= MAX_BYTES && now.duration_since(*since) < MAX_AGE {
                 break;
             }
-            if let Some(state) = self.states.remove(oldest) {
+            if let Some((state, _)) = self.states.remove(oldest) {
                 self.bytes -= oldest.len() + state.len();
             }
             self.order.pop_front();
@@ -87,9 +89,10 @@ mod tests {
         }
         let kept = memory.0.load();
         assert!(kept.bytes <= MAX_BYTES && kept.states.len() == kept.order.len());
-        assert!(memory.recall("call-0").is_none() && memory.recall("call-19").is_some());
+        assert!(memory.recall("call-0", now).is_none() && memory.recall("call-19", now).is_some());
+        assert!(memory.recall("call-19", now + MAX_AGE).is_none());
         memory.keep(&[Keepsake { call: "late".into(), state: "y".into() }], now + MAX_AGE);
-        assert!(memory.recall("call-19").is_none() && memory.recall("late").is_some());
+        assert!(memory.recall("call-19", now).is_none() && memory.recall("late", now + MAX_AGE).is_some());
         assert_eq!(memory.0.load().bytes, 5);
     }
 }

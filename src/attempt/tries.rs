@@ -180,7 +180,7 @@ async fn one_try(
         backend,
         id: &call.id,
         now: unix_seconds(),
-        recall: &|id| station.memory.recall(id),
+        recall: &|id| station.memory.recall(id, now),
         images: images.as_deref().unwrap_or(&none),
     };
     let mut dropped = SmallVec::new();
@@ -222,7 +222,9 @@ async fn one_try(
         let url = url.clone();
         let request =
             Outgoing { endpoint: call.endpoint, method: Method::POST, url, headers, body: OutgoingBody::Full(part), pooled };
-        let mut incoming = send(station, request, ledger, head_ends).await?;
+        // Each part has the time of a request of its own.
+        let part_ends = attempt_ends.min(Instant::now() + limits.head);
+        let mut incoming = send(station, request, ledger, part_ends).await?;
         if !incoming.status().is_success() {
             return Err(error_reply(codec, incoming, attempt_ends).await);
         }

@@ -124,13 +124,13 @@ pub enum Stop<'a> {
 }
 
 impl<'a> Stop<'a> {
-    /// The texts, without those that providers refuse because they are empty.
+    /// The texts, without empty ones, which providers refuse.
     pub fn texts(&self) -> impl Iterator<Item = &Text<'a>> {
         let all = match self {
             Self::One(text) => std::slice::from_ref(text),
             Self::Many(texts) => texts,
         };
-        all.iter().filter(|text| !text.trim().is_empty())
+        all.iter().filter(|text| !text.is_empty())
     }
 }
 
@@ -168,6 +168,30 @@ pub struct Message<'a> {
     pub cache_control: Option<&'a RawValue>,
     /// Whether a tool message reports a failure, an extension.
     pub is_error: Option<bool>,
+}
+
+impl Message<'_> {
+    /// Whether a prefix worth caching is marked in it.
+    pub fn is_marked(&self) -> bool {
+        let parts = match &self.content {
+            Content::Parts(parts) => parts.as_slice(),
+            Content::None | Content::Text(_) => &[],
+        };
+        self.cache_control.is_some() || parts.iter().any(|part| part.cache_control.is_some())
+    }
+
+    /// Fields of a message that only the OpenAI API has a place for.
+    pub fn losses(&self) -> impl Iterator<Item = &'static str> {
+        let parts = match &self.content {
+            Content::Parts(parts) => parts.as_slice(),
+            Content::None | Content::Text(_) => &[],
+        };
+        let is_close = |part: &Part<'_>| {
+            part.image_url.as_ref().and_then(|image| image.detail.as_deref()).is_some_and(|detail| detail != "auto")
+        };
+        let name = (self.name.is_some() && self.role != Role::Function).then_some("messages.name");
+        name.into_iter().chain(parts.iter().any(is_close).then_some("messages.image_url.detail"))
+    }
 }
 
 /// Who speaks.
@@ -285,7 +309,7 @@ pub struct InputAudio<'a> {
 /// A file.
 #[derive(Debug, Deserialize)]
 pub struct File<'a> {
-    /// A `data:` address, or base64 alone.
+    /// A `data:` address.
     #[serde(borrow)]
     pub file_data: Option<Text<'a>>,
     /// A file that the provider holds.
@@ -468,6 +492,46 @@ pub struct JsonSchema<'a> {
     pub schema: Option<&'a RawValue>,
 }
 
+impl CalledFunction<'_> {
+    /// The arguments, which providers of other dialects take as an object only.
+    ///
+    /// # Errors
+    /// `Unsupported` for anything else, which a provider of the OpenAI API may take.
+    pub fn object(&self, field: &str) -> Result<Cow<'_, RawValue>, Failure> {
+        let text = self.arguments.as_deref().unwrap_or_default().trim();
+        if text.is_empty() {
+            return Ok(Cow::Owned(RawValue::from_string("{}".into()).unwrap_or_else(|_| RawValue::NULL.to_owned())));
+        }
+        match serde_json::from_str::<&RawValue>(text) {
+            Ok(value) if value.get().starts_with('{') => Ok(Cow::Borrowed(value)),
+            _ => {
+                let field = format!("{field}.function.arguments");
+                Err(unsupported(&field, format!("`{field}` is not a JSON object")))
+            }
+        }
+    }
+}
+
+impl Effort {
+    /// The word of the OpenAI API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Minimal => "minimal",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Xhigh => "xhigh",
+            Self::Max => "max",
+        }
+    }
+}
+
+/// The text of a turn that the client did not write, where a provider wants the user to begin.
+pub const BEGIN: &str = "Begin.";
+/// The text of a turn that the client did not write, where a provider wants the user to have the last word.
+pub const CONTINUE: &str = "Continue.";
+
 /// `reasoning_effort`, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -491,11 +555,39 @@ pub enum Effort {
 /// Anthropic's `thinking`, accepted as an extension.
 #[derive(Debug, Deserialize)]
 pub struct Thinking {
-    /// `adaptive`, `enabled`, `disabled`, `between_tools`.
+    /// What is asked for.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: ThinkingKind,
     /// Tokens, for `enabled`.
     pub budget_tokens: Option<u64>,
+}
+
+/// Kinds of Anthropic's `thinking`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThinkingKind {
+    /// As much as the model sees fit.
+    Adaptive,
+    /// With a budget.
+    Enabled,
+    /// Not at all.
+    Disabled,
+    /// Not before the first answer.
+    BetweenTools,
+}
+
+impl Thinking {
+    /// The effort that is nearest to what is asked for; `None` leaves it to the model.
+    pub fn effort(&self) -> Option<Effort> {
+        match (self.kind, self.budget_tokens) {
+            (ThinkingKind::Adaptive, _) => None,
+            (ThinkingKind::Disabled | ThinkingKind::BetweenTools, _) => Some(Effort::None),
+            (ThinkingKind::Enabled, Some(0..=2_048)) => Some(Effort::Low),
+            (ThinkingKind::Enabled, None | Some(2_049..=8_192)) => Some(Effort::Medium),
+            (ThinkingKind::Enabled, Some(8_193..=16_384)) => Some(Effort::High),
+            (ThinkingKind::Enabled, Some(_)) => Some(Effort::Xhigh),
+        }
+    }
 }
 
 impl<'a> Request<'a> {
@@ -511,7 +603,9 @@ impl<'a> Request<'a> {
                 Err(error) => (error.path().to_string(), error.inner().to_string()),
                 Ok(_) => ("messages".to_owned(), "cannot be read".to_owned()),
             };
-            caller(&path, format!("`{path}` is not valid: {reason}"))
+            // What only this reader takes amiss, another provider's may not.
+            let blame = if path.starts_with("messages") { caller } else { unsupported };
+            blame(&path, format!("`{path}` is not valid: {reason}"))
         })?;
         if request.messages.is_empty() {
             return Err(caller("messages", "`messages` is empty".into()));

@@ -315,7 +315,12 @@ fn messages(lexer: &mut Lexer<'_>, body: &[u8], features: &mut Features) -> Resu
         }
         lexer.object::<ScanError>(|lexer, key| {
             match &body[key.clone()] {
-                b"\"reasoning\"" | b"\"reasoning_content\"" | b"\"thinking_blocks\"" | b"\"extra_content\"" => {
+                b"\"reasoning\""
+                | b"\"reasoning_content\""
+                | b"\"thinking_blocks\""
+                | b"\"extra_content\""
+                | b"\"cache_control\""
+                | b"\"is_error\"" => {
                     features.add(Features::REPLAYED);
                 }
                 b"\"tool_calls\"" => {
@@ -344,6 +349,9 @@ fn part(lexer: &mut Lexer<'_>, body: &[u8], features: &mut Features) -> Result<(
     }
     lexer.object::<ScanError>(|lexer, key| {
         let value = lexer.value()?;
+        if &body[key.clone()] == b"\"cache_control\"" {
+            features.add(Features::REPLAYED);
+        }
         if &body[key] == b"\"type\"" {
             match &body[value] {
                 b"\"image_url\"" => features.add(Features::VISION),

@@ -86,7 +86,7 @@ impl Usage {
         json!({
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "total_tokens": self.prompt_tokens.saturating_add(self.completion_tokens),
             "prompt_tokens_details": { "cached_tokens": self.cached_tokens, "cache_write_tokens": self.cache_write_tokens },
             "completion_tokens_details": { "reasoning_tokens": self.reasoning_tokens },
         })

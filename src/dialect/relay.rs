@@ -88,7 +88,7 @@ impl Relay {
     pub fn usage(&self) -> Option<Usage> {
         match self {
             Self::Same(relay) => relay.usage(),
-            Self::Translated(relay) => relay.decoder.usage(),
+            Self::Translated(relay) => relay.usage(),
         }
     }
 
@@ -187,10 +187,17 @@ impl Translated {
         }
     }
 
+    /// Tokens as reported; while the output is not, it is guessed from what has come.
+    fn usage(&self) -> Option<Usage> {
+        let usage = self.decoder.usage()?;
+        let guessed = if usage.estimated { self.sink.content_events } else { 0 };
+        Some(Usage { completion_tokens: usage.completion_tokens.max(guessed), ..usage })
+    }
+
     fn close(&mut self) {
         self.done = true;
         if self.include_usage
-            && let Some(usage) = self.decoder.usage()
+            && let Some(usage) = self.usage()
         {
             self.sink.out.push_back(self.sink.writer.usage(&usage));
         }

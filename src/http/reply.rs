@@ -219,7 +219,8 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
     let attempts = if answer.attempts == 1 { HeaderValue::from_static("1") } else { HeaderValue::from(answer.attempts) };
     response.insert_header((X_ATTEMPTS, attempts));
     // Names of fields come from the client: a few of them say enough.
-    let dropped: Vec<&str> = answer.dropped.iter().map(|name| &**name).filter(|name| name.len() <= 64).take(32).collect();
+    let is_plain = |name: &&str| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic());
+    let dropped: Vec<&str> = answer.dropped.iter().map(|name| &**name).filter(is_plain).take(32).collect();
     if !dropped.is_empty()
         && let Ok(dropped) = HeaderValue::from_str(&dropped.join(", "))
     {

@@ -94,7 +94,7 @@ async fn what_clients_may_not_reach_is_not_fetched_for_them() {
 }
 
 #[tokio::test]
-async fn an_image_that_cannot_be_had_is_the_callers_to_mend() {
+async fn an_image_that_cannot_be_had_is_refused_with_the_reason() {
     let (provider, host) = (gemini().await, host().await);
     let gateway = Gateway::start(&format!("backends:\n{}", google(&provider, &listing(&host))));
     for (path, reason) in [
@@ -104,7 +104,7 @@ async fn an_image_that_cannot_be_had_is_the_callers_to_mend() {
     ] {
         let reply = ask(&gateway, &[&format!("http://{}{path}", host.address)]).await;
         assert_eq!((reply.status, reply.code().as_str()), (400, "invalid_image_url"), "{}", reply.text());
-        assert_eq!(reply.json()["error"]["message"], format!("the image at 127.0.0.1 cannot be fetched: {reason}"));
+        assert_eq!(reply.json()["error"]["message"], format!("backend `gem`: the image at 127.0.0.1 cannot be fetched: {reason}"));
         assert_eq!(reply.json()["error"]["type"], "invalid_request_error");
     }
     assert!(provider.requests().is_empty());

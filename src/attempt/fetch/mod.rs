@@ -92,7 +92,7 @@ impl Fetcher {
     /// Fetches each address once, a few at a time, until then. Dropping the future ends what is under way.
     ///
     /// # Errors
-    /// A failure of class `Caller` that names the first image which cannot be had, and why; of class `Overloaded` when
+    /// A failure of class `Unsupported` that names the first image which cannot be had, and why; of class `Overloaded` when
     /// the gateway holds as many bytes as it may.
     pub async fn fetch_all<'a>(&self, urls: impl IntoIterator<Item = &'a str>, ends: Instant) -> Result<Images, Failure> {
         let urls: HashSet<&str> = urls.into_iter().collect();
@@ -251,7 +251,8 @@ fn refused(host: Option<&str>, reason: &str) -> Failure {
         status: Some(400),
         param: Some("messages".into()),
         code: Some("invalid_image_url".into()),
-        ..Failure::new(FailureClass::Caller, format!("the image{at} cannot be fetched: {reason}"))
+        // Another provider may fetch it itself.
+        ..Failure::new(FailureClass::Unsupported, format!("the image{at} cannot be fetched: {reason}"))
     }
 }
 

@@ -28,7 +28,7 @@ async fn fetch(fetcher: &Fetcher, urls: &[&str]) -> Result<Images, Failure> {
 /// Why an image is refused.
 async fn refusal(fetcher: &Fetcher, url: &str) -> String {
     let failure = fetch(fetcher, &[url]).await.unwrap_err();
-    assert_eq!((failure.class, failure.status), (FailureClass::Caller, Some(400)), "{url}: {}", failure.message);
+    assert_eq!((failure.class, failure.status), (FailureClass::Unsupported, Some(400)), "{url}: {}", failure.message);
     assert_eq!(failure.param.as_deref(), Some("messages"));
     failure.message
 }
@@ -142,7 +142,7 @@ async fn the_images_of_a_request_have_a_limit_together() {
     let many: Vec<String> = (0..=MOST).map(|index| server.url(&format!("/{index}"))).collect();
     let before = server.requests().len();
     let failure = fetcher.fetch_all(many.iter().map(String::as_str), Instant::now() + TIME).await.unwrap_err();
-    assert_eq!(failure.class, FailureClass::Caller);
+    assert_eq!(failure.class, FailureClass::Unsupported);
     assert_eq!(server.requests().len(), before);
     assert_eq!(fetcher.held.load(Ordering::Relaxed), 0, "nothing is held after a failure");
 }
@@ -189,7 +189,7 @@ async fn a_host_that_is_silent_or_closed_is_refused_in_time() {
     let fetcher = fetcher(&[&server]);
     let url = server.url("/");
     let failure = fetcher.fetch_all([url.as_str()], Instant::now() + Duration::from_millis(50)).await.unwrap_err();
-    assert_eq!(failure.class, FailureClass::Caller);
+    assert_eq!(failure.class, FailureClass::Unsupported);
     assert!(failure.message.ends_with("it did not come in time"), "{}", failure.message);
     drop(silent);
     let message = refusal(&fetcher, &url).await;

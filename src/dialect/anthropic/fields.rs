@@ -42,18 +42,24 @@ pub(super) const REFUSED: &[&str] = &["logit_bias", "audio", "web_search_options
 pub const LOSSY: &[Lossy] = &[
     Lossy {
         field: "temperature",
-        rule: "above 1 becomes 1; dropped where the model or API version takes none, and with a thinking budget",
+        rule: "above 1 becomes 1; dropped where the model or API version takes none, and beside thinking",
     },
     Lossy { field: "top_p", rule: "dropped where the model takes none, or beside temperature where it takes one of both" },
-    Lossy { field: "top_k", rule: "dropped where the model takes none, and with a thinking budget" },
+    Lossy { field: "top_k", rule: "dropped where the model takes none, and beside thinking" },
     Lossy { field: "max_tokens", rule: "capped at the model's limit" },
     Lossy {
         field: "reasoning_effort",
-        rule: "`none` becomes `low` where thinking cannot be turned off; dropped where the model does not think, the output limit leaves no room, a tool is forced, or a tool loop lacks its thinking blocks",
+        rule: "the nearest lower level where the model has no such level; `none` becomes `low` where thinking cannot be turned off; dropped where the model does not think, the output limit leaves no room, a tool is forced, or a tool loop lacks its thinking blocks",
     },
     Lossy { field: "service_tier", rule: "`flex` and unknown tiers are dropped" },
     Lossy { field: "tools.strict", rule: "dropped where the schemas do not fit Anthropic's strict subset" },
-    Lossy { field: "response_format", rule: "`json_object` becomes an instruction" },
+    Lossy {
+        field: "response_format",
+        rule: "`json_object` becomes an instruction; refused when its schema has free keys, recursion or more than Anthropic's strict subset can say",
+    },
+    Lossy { field: "stop", rule: "texts of white space alone are dropped" },
+    Lossy { field: "messages.name", rule: "dropped" },
+    Lossy { field: "messages.image_url.detail", rule: "dropped" },
     Lossy { field: "seed", rule: "dropped" },
     Lossy { field: "frequency_penalty", rule: "dropped" },
     Lossy { field: "presence_penalty", rule: "dropped" },

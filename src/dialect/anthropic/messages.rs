@@ -2,19 +2,16 @@
 //! order of their calls, thinking blocks back where they were.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::content::{Block, blocks, legal_id};
+use super::content::{Block, Source, blocks, legal_id};
 use crate::catalogue::AnthropicRules;
 use crate::chat::Failure;
-use crate::chat::request::{CalledFunction, Message, Role, caller, check_calls};
+use crate::chat::request::{BEGIN, CONTINUE, CalledFunction, Message, Role, caller, check_calls};
 use crate::dialect::Ask;
-
-/// The text of a turn that the client did not write, where the API demands one.
-const BEGIN: &str = "Begin.";
-const CONTINUE: &str = "Continue.";
 
 /// One turn.
 #[derive(Debug, Serialize)]
@@ -35,12 +32,15 @@ pub(super) struct Conversation<'a> {
     pub(super) called: Vec<&'a str>,
     /// Whether a block refers to a file that Anthropic holds.
     pub(super) has_files: bool,
+    /// Fields of messages that are left out.
+    pub(super) lost: BTreeSet<&'static str>,
 }
 
-/// Translates the messages.
+/// Translates the messages; `may_continue` says that an answer could go on from the assistant's last words.
 pub(super) fn conversation<'a>(
     messages: &'a [Message<'a>],
     rules: &AnthropicRules,
+    may_continue: bool,
     ask: &Ask<'_>,
 ) -> Result<Conversation<'a>, Failure> {
     let mut building = Building {
@@ -51,6 +51,7 @@ pub(super) fn conversation<'a>(
             loop_lacks_thinking: false,
             called: Vec::new(),
             has_files: false,
+            lost: BTreeSet::new(),
         },
         notes: Vec::new(),
         open_calls: Vec::new(),
@@ -60,7 +61,7 @@ pub(super) fn conversation<'a>(
     for (place, message) in messages.iter().enumerate() {
         building.take(place, message, ask)?;
     }
-    building.end(rules.prefill)
+    building.end(rules.prefill && may_continue)
 }
 
 struct Building<'a> {
@@ -89,11 +90,11 @@ impl<'a> Building<'a> {
                 self.all_answered(place)?;
                 self.flush_notes(false);
                 let found = blocks(&message.content, place)?;
+                self.note(&found, message);
                 self.add("user", found, message.cache_control);
             }
             Role::Assistant => {
                 self.all_answered(place)?;
-                self.flush_notes(true);
                 self.assistant(place, message, ask)?;
             }
             Role::Tool | Role::Function => self.result(place, message)?,
@@ -101,13 +102,18 @@ impl<'a> Building<'a> {
         Ok(())
     }
 
+    /// Notes what else the request needs, and what is lost.
+    fn note(&mut self, content: &[Block<'a>], message: &Message<'_>) {
+        let is_file = |block: &Block<'_>| matches!(block, Block::Document { source: Source::File { .. }, .. });
+        self.out.has_files |= content.iter().any(is_file);
+        self.out.lost.extend(message.losses());
+    }
+
     /// Appends to the last turn, or begins a new one.
     fn add(&mut self, role: &'static str, mut content: Vec<Block<'a>>, marker: Option<&'a RawValue>) {
         if let Some(last) = content.last_mut() {
             last.mark(marker);
         }
-        self.out.has_files |=
-            content.iter().any(|block| matches!(block, Block::Document { source: super::content::Source::File { .. }, .. }));
         if content.is_empty() {
             return;
         }
@@ -155,6 +161,7 @@ impl<'a> Building<'a> {
         if spoken.is_empty() && calls.is_empty() {
             return Ok(());
         }
+        self.flush_notes(true);
         content.extend(spoken);
         content.extend(calls);
         self.add("assistant", content, message.cache_control);
@@ -181,7 +188,7 @@ impl<'a> Building<'a> {
         check_calls(self.open_calls.len(), field)?;
         self.open_calls.push((id.clone(), false));
         self.out.called.push(&function.name);
-        Ok(Block::ToolUse { id, name: &function.name, input: arguments(function, field)?, cache_control: None })
+        Ok(Block::ToolUse { id, name: &function.name, input: function.object(field)?, cache_control: None })
     }
 
     fn result(&mut self, place: usize, message: &'a Message<'a>) -> Result<(), Failure> {
@@ -198,9 +205,11 @@ impl<'a> Building<'a> {
             return Err(caller(&field, format!("`{field}` answers a tool call that was not made just before it")));
         };
         self.open_calls[position].1 = true;
+        let content = blocks(&message.content, place)?;
+        self.note(&content, message);
         let block = Block::ToolResult {
             tool_use_id: self.open_calls[position].0.clone(),
-            content: blocks(&message.content, place)?,
+            content,
             is_error: message.is_error.unwrap_or(false),
             cache_control: message.cache_control,
         };
@@ -284,19 +293,4 @@ fn is_own(block: &RawValue) -> bool {
         "redacted_thinking" => peek.data.is_some(),
         _ => false,
     })
-}
-
-/// A call's arguments, which must be an object here.
-fn arguments<'a>(function: &'a CalledFunction<'a>, field: &str) -> Result<Cow<'a, RawValue>, Failure> {
-    let text = function.arguments.as_deref().unwrap_or_default().trim();
-    if text.is_empty() {
-        return Ok(Cow::Owned(crate::dialect::raw("{}".into())));
-    }
-    match serde_json::from_str::<&RawValue>(text) {
-        Ok(value) if value.get().starts_with('{') => Ok(Cow::Borrowed(value)),
-        _ => {
-            let field = format!("{field}.function.arguments");
-            Err(caller(&field, format!("`{field}` is not a JSON object")))
-        }
-    }
 }

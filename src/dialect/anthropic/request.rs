@@ -95,9 +95,16 @@ pub fn encode(ask: &Ask<'_>) -> Result<Encoded, Failure> {
     let mut dropped = Dropped::unknown(ask, CARRIED, REFUSED)?;
     refuse(&request)?;
 
-    let Conversation { mut system, turns, has_thinking, loop_lacks_thinking, called, has_files } =
-        conversation(&request.messages, rules, ask)?;
-    let tools = tools(&request, rules, ask.model, &called)?;
+    // Neither a schema nor thinking goes with an answer that is begun already.
+    let may_continue = request.response_format.is_none() && request.reasoning_effort.is_none() && request.thinking.is_none();
+    let Conversation { mut system, turns, has_thinking, loop_lacks_thinking, called, has_files, lost } =
+        conversation(&request.messages, rules, may_continue, ask)?;
+    for field in lost {
+        dropped.note(field, true);
+    }
+    let mut count = schema::Count::default();
+    let format = format(&request, rules, ask.model, &mut system, &mut count)?;
+    let tools = tools(&request, rules, ask.model, &called, &mut count)?;
     dropped.note("tools.strict", tools.lost_strict);
     let max_tokens = output_limit(&request, rules, ask, &mut dropped);
     let circumstances = Circumstances {
@@ -110,7 +117,6 @@ pub fn encode(ask: &Ask<'_>) -> Result<Encoded, Failure> {
     let plan = thinking::plan(rules, request.reasoning_effort, request.thinking.as_ref(), &circumstances);
     dropped.note("reasoning_effort", plan.reduced);
     let sampling = sampled(&request, rules, ask, &plan, &mut dropped);
-    let format = format(&request, rules, ask.model, &mut system)?;
     let output_config = (plan.effort.is_some() || format.is_some()).then_some(OutputConfig { effort: plan.effort, format });
     let headers = betas(ask, &plan, !tools.tools.is_empty(), has_files);
     let native = Body {
@@ -120,7 +126,7 @@ pub fn encode(ask: &Ask<'_>) -> Result<Encoded, Failure> {
         messages: turns,
         stream: ask.scan.stream,
         sampling,
-        stop_sequences: request.stop.iter().flat_map(Stop::texts).map(|text| &**text).collect(),
+        stop_sequences: stops(&request, &mut dropped),
         tools: tools.tools,
         tool_choice: tools.choice,
         thinking: plan.thinking,
@@ -162,7 +168,8 @@ fn output_limit(request: &Request<'_>, rules: &AnthropicRules, ask: &Ask<'_>, dr
 }
 
 fn sampled(request: &Request<'_>, rules: &AnthropicRules, ask: &Ask<'_>, plan: &Plan, dropped: &mut Dropped) -> Sampled {
-    let takes_none = rules.sampling == Sampling::None || ask.backend.translation.version != "2023-06-01" || plan.has_budget();
+    let version = ask.backend.translation.version.as_str();
+    let takes_none = rules.sampling == Sampling::None || version != "2023-06-01" || plan.thinking.is_some();
     if takes_none {
         // The default needs no report: it is what the model does anyway.
         dropped.note("temperature", request.temperature.is_some_and(|value| value != 1.0));
@@ -185,6 +192,7 @@ fn format<'a>(
     rules: &AnthropicRules,
     model: &str,
     system: &mut Vec<Block<'_>>,
+    count: &mut schema::Count,
 ) -> Result<Option<Value>, Failure> {
     let Some(format) = &request.response_format else { return Ok(None) };
     match &*format.kind {
@@ -197,7 +205,7 @@ fn format<'a>(
             const FIELD: &str = "response_format.json_schema.schema";
             let schema = format.json_schema.as_ref().and_then(|format| format.schema).map_or("{}", RawValue::get);
             let tree: Value = serde_json::from_str(schema).unwrap_or(Value::Null);
-            let Some(closed) = schema::closed(&tree) else {
+            let Some(closed) = schema::closed(&tree, count) else {
                 let why = "holds what Anthropic cannot hold an answer to, such as free keys or recursion";
                 return Err(unsupported(FIELD, format!("`{FIELD}` {why}")));
             };
@@ -232,6 +240,14 @@ fn service_tier(request: &Request<'_>, dropped: &mut Dropped) -> Option<&'static
             None
         }
     }
+}
+
+/// Texts of white space alone are refused.
+fn stops<'a>(request: &'a Request<'a>, dropped: &mut Dropped) -> Vec<&'a str> {
+    let all = request.stop.iter().flat_map(Stop::texts).map(|text| &**text);
+    let (kept, blank): (Vec<&str>, Vec<&str>) = all.partition(|text| !text.trim().is_empty());
+    dropped.note("stop", !blank.is_empty());
+    kept
 }
 
 /// The betas that this request needs beside the configured ones.

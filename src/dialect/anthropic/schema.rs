@@ -20,15 +20,20 @@ const SILENT: &[&str] = &["$schema", "$id", "$comment", "examples", "deprecated"
 const FORMATS: &[&str] = &["date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"];
 
 /// The schema with every object closed and every bound that the subset lacks moved into the descriptions; `None` when
-/// it says something that the subset cannot.
-pub(super) fn closed(schema: &Value) -> Option<Value> {
-    let mut count = Count::default();
-    let root = node(schema, schema, &mut count, 0)?;
-    (count.optional <= MAX_OPTIONAL && count.unions <= MAX_UNIONS).then_some(root)
+/// it says something that the subset cannot, or when it is too much beside the others of the request.
+pub(super) fn closed(schema: &Value, count: &mut Count) -> Option<Value> {
+    let mut more = count.clone();
+    let root = node(schema, schema, &mut more, 0)?;
+    if more.optional > MAX_OPTIONAL || more.unions > MAX_UNIONS {
+        return None;
+    }
+    *count = more;
+    Some(root)
 }
 
-#[derive(Default)]
-struct Count {
+/// What the strict schemas of one request hold together.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Count {
     optional: usize,
     unions: usize,
     references: usize,
@@ -42,31 +47,25 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
     if depth > MAX_DEPTH {
         return None;
     }
+    if schema.contains_key("allOf") {
+        return node(&merged(schema)?, root, count, depth + 1);
+    }
+    if let Some(Value::Array(types)) = schema.get("type") {
+        return one_type_each(schema, types, root, count, depth);
+    }
     let mut out = Map::new();
     let mut notes = Vec::new();
     for (word, value) in schema {
         match word.as_str() {
             "properties" | "$defs" | "definitions" => {
                 let name = if word == "definitions" { "$defs" } else { word };
-                let mut all = Map::new();
-                for (key, inner) in value.as_object()? {
-                    all.insert(key.clone(), node(inner, root, count, depth + 1)?);
-                }
-                out.insert(name.into(), Value::Object(all));
+                out.insert(name.into(), definitions(value, root, count, depth)?);
             }
             "items" => drop(out.insert(word.clone(), node(value, root, count, depth + 1)?)),
             "anyOf" | "oneOf" => {
                 count.unions += 1;
                 let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, root, count, depth + 1)).collect();
                 out.insert("anyOf".into(), Value::Array(all?));
-            }
-            "allOf" => {
-                let branches = value.as_array()?;
-                if branches.iter().any(|branch| branch.get("$ref").is_some()) {
-                    return None;
-                }
-                let all: Option<Vec<Value>> = branches.iter().map(|inner| node(inner, root, count, depth + 1)).collect();
-                out.insert(word.clone(), Value::Array(all?));
             }
             // A map of free keys cannot be closed.
             "additionalProperties" if *value != json!(false) && schema.get("properties").is_none() => return None,
@@ -85,10 +84,6 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
                 notes.push((word, value));
             }
             "minItems" if value.as_u64().is_none_or(|least| least > 1) => notes.push((word, value)),
-            "type" if value.is_array() => {
-                count.unions += 1;
-                out.insert("anyOf".into(), one_type_each(schema, value.as_array()?));
-            }
             known if KEPT.contains(&known) => drop(out.insert(word.clone(), value.clone())),
             silent if SILENT.contains(&silent) => {}
             _ => notes.push((word, value)),
@@ -104,33 +99,90 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
     Some(Value::Object(out))
 }
 
-/// A list of types as alternatives of one type each; what else the node says stays beside them.
-fn one_type_each(schema: &Map<String, Value>, types: &[Value]) -> Value {
-    let branch = |kind: &Value| match kind.as_str() {
-        Some("object") => json!({ "type": "object", "properties": {}, "additionalProperties": false }),
-        Some("array") if schema.contains_key("items") => json!({ "type": "array" }),
-        _ => json!({ "type": kind }),
-    };
-    types.iter().map(branch).collect()
+/// Several types as alternatives of one type each, each with what is said of its type.
+fn one_type_each(schema: &Map<String, Value>, types: &[Value], root: &Value, count: &mut Count, depth: usize) -> Option<Value> {
+    const OF_OBJECTS: &[&str] = &["properties", "required", "additionalProperties"];
+    const OF_LISTS: &[&str] = &["items", "minItems", "maxItems"];
+    const OF_ALL: &[&str] = &["title", "description", "$defs", "definitions"];
+    count.unions += 1;
+    let mut branches = Vec::with_capacity(types.len());
+    for kind in types {
+        let belongs = |word: &str| match kind.as_str() {
+            Some("object") => !OF_LISTS.contains(&word),
+            Some("array") => !OF_OBJECTS.contains(&word),
+            Some("null") => false,
+            _ => !OF_LISTS.contains(&word) && !OF_OBJECTS.contains(&word),
+        };
+        let said = schema.iter().filter(|(word, _)| belongs(word) && !OF_ALL.contains(&word.as_str()));
+        let mut branch: Map<String, Value> = said.map(|(word, value)| (word.clone(), value.clone())).collect();
+        branch.insert("type".into(), kind.clone());
+        branches.push(node(&Value::Object(branch), root, count, depth + 1)?);
+    }
+    let mut out = Map::new();
+    for word in OF_ALL {
+        if let Some(value) = schema.get(*word) {
+            let value = if word.starts_with(['$', 'd']) && value.is_object() {
+                definitions(value, root, count, depth)?
+            } else {
+                value.clone()
+            };
+            out.insert(if *word == "definitions" { "$defs" } else { word }.into(), value);
+        }
+    }
+    out.insert("anyOf".into(), Value::Array(branches));
+    Some(Value::Object(out))
+}
+
+fn definitions(all: &Value, root: &Value, count: &mut Count, depth: usize) -> Option<Value> {
+    let mut out = Map::new();
+    for (key, inner) in all.as_object()? {
+        out.insert(key.clone(), node(inner, root, count, depth + 1)?);
+    }
+    Some(Value::Object(out))
+}
+
+/// What all must hold as one node; `None` where more than the properties of objects would have to be joined.
+fn merged(schema: &Map<String, Value>) -> Option<Value> {
+    const JOINED: &[&str] = &["type", "properties", "required", "additionalProperties", "title", "description"];
+    let mut out = schema.clone();
+    let branches = out.shift_remove("allOf")?;
+    for branch in branches.as_array()? {
+        let branch = branch.as_object()?;
+        if branch.keys().any(|word| !JOINED.contains(&word.as_str())) {
+            return None;
+        }
+        for (word, value) in branch {
+            match (out.get_mut(word), value) {
+                (Some(Value::Object(known)), Value::Object(more)) if word == "properties" => {
+                    known.extend(more.iter().map(|(name, inner)| (name.clone(), inner.clone())));
+                }
+                (Some(Value::Array(known)), Value::Array(more)) if word == "required" => known.extend(more.iter().cloned()),
+                (Some(_), _) => {}
+                (None, value) => drop(out.insert(word.clone(), value.clone())),
+            }
+        }
+    }
+    Some(Value::Object(out))
 }
 
 /// Closes an object; one that lists no property would become empty, which is not what it means.
 fn close(schema: &Map<String, Value>, out: &mut Map<String, Value>, count: &mut Count) -> Option<()> {
-    let is_combined = ["anyOf", "allOf", "$ref"].iter().any(|word| out.contains_key(*word));
+    let is_combined = ["anyOf", "$ref"].iter().any(|word| out.contains_key(*word));
     let properties = out.get("properties").and_then(Value::as_object);
     if properties.is_none() && !is_combined && schema.get("additionalProperties") != Some(&json!(false)) {
         return None;
     }
-    let names: Vec<&String> = properties.into_iter().flat_map(|properties| properties.keys()).collect();
+    let names: HashSet<&str> = properties.into_iter().flat_map(|properties| properties.keys()).map(String::as_str).collect();
+    let mut seen = HashSet::new();
     let required: Vec<Value> = schema
         .get("required")
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
-        .filter(|name| name.as_str().is_some_and(|name| names.iter().any(|known| *known == name)))
+        .filter(|name| name.as_str().is_some_and(|name| names.contains(name) && seen.insert(name)))
         .cloned()
         .collect();
-    count.optional += names.len() - required.len().min(names.len());
+    count.optional += names.len() - required.len();
     if !required.is_empty() {
         out.insert("required".into(), Value::Array(required));
     }
@@ -162,24 +214,41 @@ fn describe(out: &mut Map<String, Value>, notes: &[(&String, &Value)]) {
     out.insert("description".into(), json!(text));
 }
 
-/// Whether a definition leads back to itself, or to one that is not there.
+/// Whether a definition leads back to itself, or to one that is not there. Each is looked into once, and none inside
+/// another, since a client may name any number in a row.
 fn is_recursive(target: &str, root: &Value) -> bool {
-    fn leads<'a>(node: &'a Value, target: &str, root: &'a Value, seen: &mut HashSet<String>) -> bool {
-        match node {
-            Value::Object(map) => map.iter().any(|(word, value)| match (word.as_str(), value) {
-                ("$ref", Value::String(next)) => {
-                    let next = next.replace("#/definitions/", "#/$defs/");
-                    // Each definition is looked into once, however often it is named.
-                    next == target
-                        || (seen.insert(next.clone()) && find(&next, root).is_none_or(|found| leads(found, target, root, seen)))
-                }
-                _ => leads(value, target, root, seen),
-            }),
-            Value::Array(list) => list.iter().any(|value| leads(value, target, root, seen)),
-            _ => false,
+    let mut seen = HashSet::new();
+    let mut waiting = vec![target.to_owned()];
+    while let Some(name) = waiting.pop() {
+        let Some(found) = find(&name, root) else { return true };
+        let mut next = Vec::new();
+        named_in(found, &mut next);
+        for name in next {
+            if name == target {
+                return true;
+            }
+            if seen.insert(name.clone()) {
+                waiting.push(name);
+            }
         }
     }
-    find(target, root).is_none_or(|found| leads(found, target, root, &mut HashSet::new()))
+    false
+}
+
+/// Definitions that a node names; its own depth is bounded by the reader of JSON.
+fn named_in(node: &Value, names: &mut Vec<String>) {
+    match node {
+        Value::Object(map) => {
+            for (word, value) in map {
+                match (word.as_str(), value) {
+                    ("$ref", Value::String(name)) => names.push(name.replace("#/definitions/", "#/$defs/")),
+                    _ => named_in(value, names),
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| named_in(value, names)),
+        _ => {}
+    }
 }
 
 fn find<'a>(target: &str, root: &'a Value) -> Option<&'a Value> {
@@ -213,7 +282,46 @@ mod tests {
             "required": ["a"],
             "additionalProperties": false,
         });
-        assert_eq!(closed(&schema), Some(expected));
+        assert_eq!(closed(&schema, &mut Count::default()), Some(expected));
+    }
+
+    #[test]
+    fn what_is_said_of_one_type_stays_with_it_and_what_all_must_hold_is_one() {
+        let object = json!({ "type": ["object", "null"], "properties": { "a": { "type": "string" } }, "required": ["a"] });
+        let closed_object = json!({ "type": "object", "properties": { "a": { "type": "string" } }, "required": ["a"], "additionalProperties": false });
+        let list = json!({ "type": ["array", "null"], "items": { "type": "integer" }, "description": "d" });
+        let all = json!({ "allOf": [
+            { "type": "object", "properties": { "a": { "type": "string" } }, "required": ["a"] },
+            { "properties": { "b": { "type": "string" } }, "required": ["b"] },
+        ] });
+        let count = &mut Count::default();
+        assert_eq!(closed(&object, count), Some(json!({ "anyOf": [closed_object, { "type": "null" }] })));
+        assert_eq!(
+            closed(&list, count),
+            Some(
+                json!({ "description": "d", "anyOf": [{ "type": "array", "items": { "type": "integer" } }, { "type": "null" }] })
+            )
+        );
+        assert_eq!(closed(&all, count).unwrap()["required"], json!(["a", "b"]));
+    }
+
+    #[test]
+    fn limits_count_for_all_schemas_of_a_request_together() {
+        let properties: Map<String, Value> = (0..15).map(|number| (format!("p{number}"), json!({ "type": "string" }))).collect();
+        let schema = json!({ "type": "object", "properties": properties });
+        let count = &mut Count::default();
+        assert!(closed(&schema, count).is_some());
+        assert!(closed(&schema, count).is_none(), "thirty optional properties are too many");
+    }
+
+    #[test]
+    fn a_long_row_of_references_is_walked_and_not_descended() {
+        let defs: Map<String, Value> =
+            (0..200_000).map(|number| (format!("d{number}"), json!({ "$ref": format!("#/$defs/d{}", number + 1) }))).collect();
+        let schema = json!({ "$defs": { "ends": { "type": "string" } }, "type": "object", "properties": { "a": { "$ref": "#/$defs/d0" } } });
+        let mut schema = schema;
+        schema["$defs"].as_object_mut().unwrap().extend(defs);
+        assert_eq!(closed(&schema, &mut Count::default()), None);
     }
 
     #[test]
@@ -226,7 +334,7 @@ mod tests {
             json!({ "type": "object", "properties": { "a": { "$ref": "other.json" } } }),
         ];
         for case in cases {
-            assert_eq!(closed(&case), None, "{case}");
+            assert_eq!(closed(&case, &mut Count::default()), None, "{case}");
         }
     }
 }

@@ -83,6 +83,9 @@ pub struct Events {
     thinking: Vec<String>,
     thinking_is_lost: bool,
     usage: Option<NativeUsage>,
+    has_totals: bool,
+    /// Bytes of thinking so far.
+    gathered: usize,
     finished: bool,
 }
 
@@ -111,6 +114,7 @@ impl EventDecoder for Events {
             "message_delta" => {
                 if let Some(usage) = event.usage {
                     self.usage.get_or_insert_default().update(usage);
+                    self.has_totals = true;
                 }
                 if let Some(delta) = &event.delta {
                     self.message_delta(delta, sink);
@@ -134,7 +138,8 @@ impl EventDecoder for Events {
     }
 
     fn usage(&self) -> Option<Usage> {
-        self.usage.map(NativeUsage::usage)
+        // Until the end is told, the output is a placeholder.
+        self.usage.map(|usage| Usage { estimated: !self.has_totals, ..usage.usage() })
     }
 
     fn keepsakes(&mut self) -> Vec<Keepsake> {
@@ -194,11 +199,6 @@ impl Events {
         }
     }
 
-    /// Bytes of thinking that may still be gathered.
-    fn room(&self) -> usize {
-        (MAX_THINKING - 1).saturating_sub(self.thinking.iter().map(String::len).sum())
-    }
-
     fn delta(&mut self, index: u32, delta: &Delta<'_>, sink: &mut dyn Sink) {
         let open = self.open.iter_mut().find(|(place, _)| *place == index).map(|(_, open)| open);
         match (delta.kind.as_deref(), open) {
@@ -236,13 +236,17 @@ impl Events {
     fn stop(&mut self, index: u32, sink: &mut dyn Sink) {
         let Some(place) = self.open.iter().position(|(open, _)| *open == index) else { return };
         let block = match self.open.swap_remove(place).1 {
-            Open::Thinking { text, signature } if text.len() + signature.len() > self.room() => {
+            Open::Thinking { text, signature } if self.gathered + text.len() + signature.len() >= MAX_THINKING => {
                 // A part of what was thought would be refused, so nothing is handed back.
                 self.thinking_is_lost = true;
                 return;
             }
             Open::Thinking { text, signature } if !text.is_empty() || !signature.is_empty() => {
                 format!("{{\"type\":\"thinking\",\"thinking\":\"{text}\",\"signature\":\"{signature}\"}}")
+            }
+            Open::Redacted(block) if self.gathered + block.len() >= MAX_THINKING => {
+                self.thinking_is_lost = true;
+                return;
             }
             Open::Redacted(block) => block,
             Open::Tool { index, has_arguments: false, initial } => {
@@ -252,6 +256,7 @@ impl Events {
             }
             _ => return,
         };
+        self.gathered += block.len();
         self.thinking.push(block);
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::catalogue::AnthropicRules;
-use crate::chat::request::{Effort, Thinking};
+use crate::chat::request::{Effort, Thinking, ThinkingKind};
 
 /// `thinking` as Anthropic takes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,7 +78,7 @@ pub(super) fn plan(
     circumstances: &Circumstances<'_>,
 ) -> Plan {
     let mut plan = match native {
-        Some(native) => by_native(rules, native, circumstances),
+        Some(native) => by_native(rules, native, effort, circumstances),
         None => match effort {
             None => Plan::default(),
             Some(Effort::None) => off(rules),
@@ -94,13 +94,13 @@ pub(super) fn plan(
     plan
 }
 
-fn by_native(rules: &AnthropicRules, native: &Thinking, circumstances: &Circumstances<'_>) -> Plan {
-    match (native.kind.as_str(), native.budget_tokens) {
-        ("enabled", Some(tokens)) if rules.budget => budget(tokens, circumstances),
-        ("enabled", tokens) => by_effort(rules, effort_of(tokens.unwrap_or(8_192)), circumstances),
-        ("adaptive", _) if rules.adaptive => Plan { thinking: Some(Native::shown("adaptive")), ..Plan::default() },
-        ("adaptive", _) => by_effort(rules, Effort::Medium, circumstances),
-        _ => off(rules),
+fn by_native(rules: &AnthropicRules, native: &Thinking, effort: Option<Effort>, circumstances: &Circumstances<'_>) -> Plan {
+    match (native.kind, native.budget_tokens, native.effort().or(effort)) {
+        (ThinkingKind::Enabled, Some(tokens), _) if rules.budget => budget(tokens, circumstances),
+        (_, _, Some(Effort::None)) => off(rules),
+        (_, _, Some(effort)) => by_effort(rules, effort, circumstances),
+        (_, _, None) if rules.adaptive => Plan { thinking: Some(Native::shown("adaptive")), ..Plan::default() },
+        (_, _, None) => by_effort(rules, Effort::Medium, circumstances),
     }
 }
 
@@ -119,13 +119,12 @@ fn by_effort(rules: &AnthropicRules, effort: Effort, circumstances: &Circumstanc
         let wanted = effort.max(Effort::Low);
         // The highest level that is not above the wanted one: `xhigh` becomes `high` where there is none.
         let level = rules.efforts.iter().copied().filter(|level| *level <= wanted).max();
-        return Plan { thinking: Some(Native::shown("adaptive")), effort: level, reduced: false };
+        return Plan { thinking: Some(Native::shown("adaptive")), effort: level, reduced: level != Some(effort) };
     }
     if !rules.budget {
         return Plan { reduced: true, ..Plan::default() };
     }
-    let word = serde_json::to_value(effort).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default();
-    let tokens = circumstances.budgets.get(&word).copied().unwrap_or(match effort {
+    let tokens = circumstances.budgets.get(effort.word()).copied().unwrap_or(match effort {
         Effort::None | Effort::Minimal => 1_024,
         Effort::Low => 2_048,
         Effort::Medium => 8_192,
@@ -145,13 +144,4 @@ fn budget(tokens: u64, circumstances: &Circumstances<'_>) -> Plan {
         return Plan { reduced: true, ..Plan::default() };
     }
     Plan { thinking: Some(Native { budget_tokens: Some(tokens), ..Native::shown("enabled") }), effort: None, reduced: false }
-}
-
-fn effort_of(tokens: u64) -> Effort {
-    match tokens {
-        0..=2_048 => Effort::Low,
-        2_049..=8_192 => Effort::Medium,
-        8_193..=16_384 => Effort::High,
-        _ => Effort::Xhigh,
-    }
 }

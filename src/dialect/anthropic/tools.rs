@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::schema;
+use super::schema::{self, Count};
 use crate::catalogue::AnthropicRules;
 use crate::chat::Failure;
 use crate::chat::request::{ChoiceMode, Function, Request, caller, unsupported};
@@ -62,6 +62,7 @@ pub(super) fn tools<'a>(
     rules: &AnthropicRules,
     model: &str,
     called: &[&'a str],
+    count: &mut Count,
 ) -> Result<Tools<'a>, Failure> {
     let mut functions = request.functions()?;
     if functions.is_empty() {
@@ -71,11 +72,14 @@ pub(super) fn tools<'a>(
     if let Some(choice) = choice.as_ref().filter(|choice| choice.mode != ChoiceMode::One && !choice.only.is_empty()) {
         let only: HashSet<&str> = choice.only.iter().copied().collect();
         functions.retain(|(function, _)| only.contains(&*function.name));
+        if functions.is_empty() {
+            return Err(caller("tool_choice", "`tool_choice` allows none of the `tools`".into()));
+        }
     }
     let may_be_strict = rules.structured && functions.iter().filter(|(f, _)| f.strict == Some(true)).count() <= MAX_STRICT;
     let mut out = Tools::default();
     for (function, cache_control) in functions {
-        let (input_schema, strict) = input_schema(function, may_be_strict)?;
+        let (input_schema, strict) = input_schema(function, may_be_strict, count)?;
         out.lost_strict |= function.strict == Some(true) && !strict;
         out.tools.push(Tool {
             name: &function.name,
@@ -122,7 +126,11 @@ fn of_history<'a>(called: &[&'a str]) -> Tools<'a> {
 }
 
 /// The schema of a function's input, and whether calls will be held to it.
-fn input_schema<'a>(function: &'a Function<'a>, may_be_strict: bool) -> Result<(Cow<'a, RawValue>, bool), Failure> {
+fn input_schema<'a>(
+    function: &'a Function<'a>,
+    may_be_strict: bool,
+    count: &mut Count,
+) -> Result<(Cow<'a, RawValue>, bool), Failure> {
     #[derive(Deserialize)]
     struct Root<'a> {
         #[serde(rename = "type", default, borrow)]
@@ -136,7 +144,7 @@ fn input_schema<'a>(function: &'a Function<'a>, may_be_strict: bool) -> Result<(
     let wrong = || caller("tools", format!("`parameters` of the function `{}` must be a JSON Schema object", &*function.name));
     if function.strict == Some(true) && may_be_strict {
         let tree: Value = serde_json::from_str(parameters.get()).map_err(|_| wrong())?;
-        if let Some(strict) = schema::closed(&tree) {
+        if let Some(strict) = schema::closed(&tree, count) {
             return Ok((Cow::Owned(raw(strict.to_string())), true));
         }
     }
@@ -170,7 +178,10 @@ fn object_root(mut root: Map<String, Value>) -> Value {
                     before.extend(needs);
                     before
                 }
-                Some(before) => before.into_iter().filter(|name| needs.contains(name)).collect(),
+                Some(before) => {
+                    let needs: HashSet<&str> = needs.iter().filter_map(Value::as_str).collect();
+                    before.into_iter().filter(|name| name.as_str().is_some_and(|name| needs.contains(name))).collect()
+                }
             });
         }
         required.extend(common.unwrap_or_default());

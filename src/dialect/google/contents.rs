@@ -2,7 +2,7 @@
 //! of the calls, thought signatures back on the parts they came with.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -10,14 +10,10 @@ use serde_json::value::RawValue;
 use crate::catalogue::GoogleRules;
 use crate::chat::Failure;
 use crate::chat::request::{
-    CalledFunction, Content as Said, ExtraContent, Message, Part as SaidPart, Request, Role, Text, ToolCall, caller, check_calls,
-    data_url, image_type, unsupported,
+    BEGIN, CONTINUE, CalledFunction, Content as Said, ExtraContent, Message, Part as SaidPart, Request, Role, Text, ToolCall,
+    caller, check_calls, data_url, image_type, unsupported,
 };
 use crate::dialect::{Ask, raw};
-
-/// The text of a turn that the client did not write, where the API demands one.
-const BEGIN: &str = "Begin.";
-const CONTINUE: &str = "Continue.";
 
 /// One turn.
 #[derive(Debug, Serialize)]
@@ -103,6 +99,8 @@ impl<'a> Part<'a> {
 pub(super) struct Conversation<'a> {
     pub(super) system: Vec<Part<'a>>,
     pub(super) contents: Vec<Content<'a>>,
+    /// Fields of messages that are left out.
+    pub(super) lost: BTreeSet<&'static str>,
 }
 
 /// Addresses of images that the gateway must fetch before the request can be said.
@@ -136,6 +134,7 @@ pub(super) fn conversation<'a>(
         calls: Vec::new(),
         images: Vec::new(),
         notes: Vec::new(),
+        lost: BTreeSet::new(),
         origin: ask.origin(),
         rules,
         ask,
@@ -163,6 +162,8 @@ struct Building<'a> {
     images: Vec<Part<'a>>,
     /// Instructions that came between a call and its result and wait for their place.
     notes: Vec<Part<'a>>,
+    /// Fields of messages that are left out.
+    lost: BTreeSet<&'static str>,
     /// This backend and model.
     origin: String,
     rules: &'a GoogleRules,
@@ -176,6 +177,10 @@ impl<'a> Building<'a> {
         let is_later = matches!(message.role, Role::User | Role::Assistant);
         if is_later {
             self.results(place)?;
+        }
+        self.lost.extend(message.losses().filter(|field| !(self.rules.media_resolution && field.ends_with("detail"))));
+        if message.is_marked() {
+            self.lost.insert("cache_control");
         }
         match message.role {
             Role::System | Role::Developer => {
@@ -244,7 +249,9 @@ impl<'a> Building<'a> {
             parts.push(part);
         }
         if let Some(function) = &message.function_call {
-            parts.push(self.call("", function, &format!("messages[{place}].function_call"))?);
+            let mut part = self.call("", function, &format!("messages[{place}].function_call"))?;
+            part.thought_signature = self.placeholder(place, 0);
+            parts.push(part);
         }
         self.add("model", parts);
         Ok(())
@@ -254,7 +261,7 @@ impl<'a> Building<'a> {
         check_calls(self.calls.len(), field)?;
         let sent_id = Some(id).filter(|id| self.rules.call_ids && is_own_id(id));
         self.calls.push(Waiting { id, sent_id, name: &function.name, result: None });
-        let call = FunctionCall { id: sent_id, name: &function.name, args: arguments(function, field)? };
+        let call = FunctionCall { id: sent_id, name: &function.name, args: function.object(field)? };
         Ok(Part { function_call: Some(call), ..Part::default() })
     }
 
@@ -278,8 +285,13 @@ impl<'a> Building<'a> {
         if let Some(kept) = self.ask.kept(id) {
             return Some(Cow::Owned(kept));
         }
-        let is_first_of_step = index == 0 && place > self.current;
-        is_first_of_step.then_some(Cow::Borrowed(self.ask.backend.translation.signature_placeholder.as_str()))
+        self.placeholder(place, index)
+    }
+
+    /// What stands for a lost signature, where the API demands one: on the first call of each step of this turn.
+    fn placeholder(&self, place: usize, index: usize) -> Option<Cow<'a, str>> {
+        let is_demanded = self.rules.signatures && index == 0 && place > self.current;
+        is_demanded.then_some(Cow::Borrowed(self.ask.backend.translation.signature_placeholder.as_str()))
     }
 
     fn result(&mut self, place: usize, message: &'a Message<'a>) -> Result<(), Failure> {
@@ -346,7 +358,7 @@ impl<'a> Building<'a> {
         if self.rules.ends_with_user && self.contents.last().is_some_and(|last| last.role == "model") {
             self.add("user", vec![Part::text(CONTINUE)]);
         }
-        Ok(Conversation { system: self.system, contents: self.contents })
+        Ok(Conversation { system: self.system, contents: self.contents, lost: self.lost })
     }
 
     /// The parts of a message's content, empty texts left out.
@@ -393,7 +405,7 @@ impl<'a> Building<'a> {
             let field = format!("{}.image_url", field());
             return Err(unsupported(&field, format!("`{field}` must be a base64 data: URL, an https or a gs URL for Google")));
         };
-        if self.rules.call_ids {
+        if self.rules.media_resolution {
             out.media_resolution = match image.detail.as_deref() {
                 Some("low") => Some(MediaResolution { level: "MEDIA_RESOLUTION_LOW" }),
                 Some("high") => Some(MediaResolution { level: "MEDIA_RESOLUTION_HIGH" }),
@@ -449,21 +461,6 @@ fn signature<'a>(extra: Option<&'a ExtraContent<'a>>, origin: &str) -> Option<&'
 /// Whether Google may have issued an id; those of others and of this gateway begin with known letters.
 fn is_own_id(id: &str) -> bool {
     !id.is_empty() && !["call_", "toolu_", "chatcmpl", "fc_call_"].iter().any(|begin| id.starts_with(begin))
-}
-
-/// A call's arguments, which must be an object here.
-fn arguments<'a>(function: &'a CalledFunction<'a>, field: &str) -> Result<Cow<'a, RawValue>, Failure> {
-    let text = function.arguments.as_deref().unwrap_or_default().trim();
-    if text.is_empty() {
-        return Ok(Cow::Owned(raw("{}".into())));
-    }
-    match serde_json::from_str::<&RawValue>(text) {
-        Ok(value) if value.get().starts_with('{') => Ok(Cow::Borrowed(value)),
-        _ => {
-            let field = format!("{field}.function.arguments");
-            Err(caller(&field, format!("`{field}` is not a JSON object")))
-        }
-    }
 }
 
 /// A result as the object it must be.

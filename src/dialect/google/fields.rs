@@ -53,7 +53,7 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "presence_penalty", rule: "dropped where the model refuses it" },
     Lossy {
         field: "reasoning_effort",
-        rule: "`none` becomes the lowest level where thinking cannot be turned off; dropped where the model does not think",
+        rule: "the nearest lower level, else the lowest, where the model has no such level; dropped where the model does not think",
     },
     Lossy { field: "parallel_tool_calls", rule: "`false` is dropped" },
     Lossy { field: "service_tier", rule: "unknown tiers are dropped" },
@@ -63,7 +63,13 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "store", rule: "dropped" },
     Lossy { field: "prediction", rule: "dropped" },
     Lossy { field: "verbosity", rule: "dropped" },
-    Lossy { field: "cache_control", rule: "dropped" },
+    Lossy { field: "cache_control", rule: "dropped, also on parts, messages and tools" },
+    Lossy { field: "messages.name", rule: "dropped" },
+    Lossy { field: "messages.image_url.detail", rule: "dropped where the model takes none for an image" },
+    Lossy {
+        field: "tools.strict",
+        rule: "dropped where calls are not validated: in older models, and where a call is forced or forbidden",
+    },
     Lossy { field: "prompt_cache_key", rule: "dropped" },
     Lossy { field: "prompt_cache_retention", rule: "dropped" },
     Lossy { field: "n", rule: "refused above 1 where the model gives one candidate" },
@@ -74,6 +80,6 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "web_search_options", rule: "refused" },
     Lossy { field: "tools", rule: "refused when one is not a function" },
     Lossy { field: "response_format", rule: "refused beside tools where the model takes one of both" },
-    Lossy { field: "messages", rule: "refused with foreign file ids" },
+    Lossy { field: "messages", rule: "refused with foreign file ids, and with images that cannot be fetched" },
     Lossy { field: "input", rule: "refused with token ids" },
 ];

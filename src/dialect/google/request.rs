@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::address::bare;
 use super::contents::{Content, Conversation, conversation};
 use super::fields::{CARRIED, REFUSED};
 use super::schema;
@@ -82,12 +83,16 @@ struct ThinkingConfig {
 
 /// The request in Google's form.
 pub(super) fn encode(ask: &Ask<'_>) -> Result<Encoded, Failure> {
-    let rules = ask.backend.catalogue.google(ask.model);
+    let rules = ask.backend.catalogue.google(bare(ask.model));
     let request = Request::read(ask.body)?;
     let mut dropped = Dropped::unknown(ask, CARRIED, REFUSED)?;
     refuse(&request, rules, ask.model)?;
-    let Conversation { system, contents } = conversation(&request.messages, rules, ask)?;
-    let (declarations, tool_config) = tools(&request, rules)?;
+    let Conversation { system, contents, lost } = conversation(&request.messages, rules, ask)?;
+    for field in lost {
+        dropped.note(field, true);
+    }
+    dropped.note("cache_control", request.tools.iter().flatten().any(|tool| tool.cache_control.is_some()));
+    let (declarations, tool_config) = tools(&request, rules, &mut dropped)?;
     if !declarations.is_empty() {
         dropped.note("parallel_tool_calls", request.parallel_tool_calls == Some(false));
     }
@@ -127,7 +132,7 @@ fn generation_config<'a>(
     ask: &Ask<'_>,
     dropped: &mut Dropped,
 ) -> GenerationConfig<'a> {
-    let own = ask.backend.catalogue.model("google", ask.model).and_then(|model| model.max_output_tokens);
+    let own = ask.backend.catalogue.model("google", bare(ask.model)).and_then(|model| model.max_output_tokens);
     let most = own.unwrap_or(rules.max_output_tokens);
     dropped.note("max_tokens", request.output_limit().is_some_and(|wanted| wanted > most));
     let sampling = rules.sampling;
@@ -165,17 +170,11 @@ fn folded(seed: i64) -> i32 {
 fn thinking(request: &Request<'_>, rules: &GoogleRules, ask: &Ask<'_>, dropped: &mut Dropped) -> Option<ThinkingConfig> {
     let effort = match (request.reasoning_effort, &request.thinking) {
         (Some(effort), _) => effort,
-        (None, Some(native)) => match (native.kind.as_str(), native.budget_tokens) {
-            ("enabled", Some(0..=2_048)) => Effort::Low,
-            ("enabled", Some(16_385..)) => Effort::High,
-            ("enabled" | "adaptive", _) => Effort::Medium,
-            _ => Effort::None,
-        },
+        (None, Some(native)) => native.effort().unwrap_or(Effort::Medium),
         (None, None) => return None,
     };
     if let Some(budget) = rules.budget {
-        let word = serde_json::to_value(effort).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default();
-        let own = ask.backend.translation.thinking_budgets.get(&word).copied();
+        let own = ask.backend.translation.thinking_budgets.get(effort.word()).copied();
         let tokens = match effort {
             Effort::None => budget.off.unwrap_or(budget.min),
             effort => own.unwrap_or_else(|| usual_budget(effort)).clamp(budget.min, budget.max),
@@ -189,7 +188,7 @@ fn thinking(request: &Request<'_>, rules: &GoogleRules, ask: &Ask<'_>, dropped: 
     }
     // The nearest level that is not above the wanted one, else the lowest.
     let level = rules.levels.iter().copied().filter(|level| *level <= effort).max().or_else(|| rules.levels.first().copied());
-    dropped.note("reasoning_effort", level.is_none() || effort == Effort::None);
+    dropped.note("reasoning_effort", level != Some(effort));
     level.map(|level| ThinkingConfig {
         include_thoughts: effort != Effort::None,
         thinking_level: Some(word_of(level)),

@@ -2,13 +2,14 @@
 //! models, whose slots take a message with few fields and refuse every other.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
 /// Nesting beyond this is cut: a schema that refers to itself cannot be written out.
 const MAX_DEPTH: usize = 12;
-/// Nodes of one schema with its references written out; what is beyond becomes a bare object.
-const MAX_NODES: usize = 5_000;
+/// Bytes, about, of one schema with its references written out; what is beyond becomes a bare object.
+const MAX_BYTES: usize = 1 << 20;
 
 /// Keywords without meaning for an answer.
 const SILENT: &[&str] =
@@ -136,7 +137,7 @@ fn plain_type(out: &mut Map<String, Value>, value: &Value) {
 
 /// The older message.
 pub(super) fn message(schema: &Value) -> Value {
-    let mut out = message_node(schema, schema, 0, &Cell::new(MAX_NODES));
+    let mut out = message_node(schema, schema, 0, &Cell::new(MAX_BYTES));
     if let Some(root) = out.as_object_mut().filter(|root| !is_typed(root)) {
         root.insert("type".into(), json!("object"));
     }
@@ -145,7 +146,7 @@ pub(super) fn message(schema: &Value) -> Value {
 
 fn message_node(schema: &Value, root: &Value, depth: usize, left: &Cell<usize>) -> Value {
     let Value::Object(schema) = schema else { return json!({ "type": "object" }) };
-    left.set(left.get().saturating_sub(1));
+    left.set(left.get().saturating_sub(own_size(schema)));
     if depth > MAX_DEPTH || left.get() == 0 {
         return json!({ "type": "object" });
     }
@@ -196,6 +197,20 @@ fn message_node(schema: &Value, root: &Value, depth: usize, left: &Cell<usize>) 
         out.insert("type".into(), json!("string"));
     }
     alone(out)
+}
+
+/// Bytes, about, of a node without the nodes inside it.
+fn own_size(schema: &Map<String, Value>) -> usize {
+    fn size(value: &Value) -> usize {
+        match value {
+            Value::String(text) => text.len() + 8,
+            Value::Array(list) => list.iter().map(size).sum::<usize>() + 8,
+            Value::Object(map) => map.iter().map(|(key, value)| key.len() + size(value)).sum::<usize>() + 8,
+            _ => 8,
+        }
+    }
+    const INNER: &[&str] = &["properties", "items", "anyOf", "oneOf", "allOf", "$defs", "definitions"];
+    schema.iter().map(|(word, value)| if INNER.contains(&word.as_str()) { 8 } else { word.len() + size(value) }).sum()
 }
 
 fn type_of(value: &Value) -> &'static str {
@@ -302,9 +317,10 @@ fn merge_all(out: &mut Map<String, Value>, all: Option<&Value>, inner: &dyn Fn(V
 /// What both forms demand of a node: items, names that exist, words for what cannot be said.
 fn finish(out: &mut Map<String, Value>, spoken: &[(&String, &Value)]) {
     items_of_arrays(out);
-    let names: Option<Vec<String>> = out.get("properties").and_then(Value::as_object).map(|all| all.keys().cloned().collect());
+    let names: Option<HashSet<String>> =
+        out.get("properties").and_then(Value::as_object).map(|all| all.keys().cloned().collect());
     if let (Some(names), Some(Value::Array(required))) = (names, out.get_mut("required")) {
-        required.retain(|name| name.as_str().is_some_and(|name| names.iter().any(|known| known == name)));
+        required.retain(|name| name.as_str().is_some_and(|name| names.contains(name)));
         if required.is_empty() {
             out.shift_remove("required");
         }

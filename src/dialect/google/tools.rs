@@ -10,7 +10,7 @@ use super::schema;
 use crate::catalogue::GoogleRules;
 use crate::chat::Failure;
 use crate::chat::request::{ChoiceMode, Function, Request, caller};
-use crate::dialect::raw;
+use crate::dialect::{Dropped, raw};
 
 /// All functions, which stand in one object.
 #[derive(Debug, Serialize)]
@@ -50,6 +50,7 @@ struct CallingConfig<'a> {
 pub(super) fn tools<'a>(
     request: &'a Request<'a>,
     rules: &GoogleRules,
+    dropped: &mut Dropped,
 ) -> Result<(Vec<Declarations<'a>>, Option<ToolConfig<'a>>), Failure> {
     let functions = request.functions()?;
     if functions.is_empty() {
@@ -59,7 +60,7 @@ pub(super) fn tools<'a>(
     let declared: Result<Vec<_>, _> = functions.iter().map(|(function, _)| declaration(function, rules)).collect();
     let config = |mode, only| Some(ToolConfig { function_calling_config: CallingConfig { mode, allowed_function_names: only } });
     // Calls that fit their schema are the nearest to what `strict` promises.
-    let validated = is_strict && rules.call_ids;
+    let validated = is_strict && rules.validated_calls;
     let choice = match request.choice()? {
         None if validated => config("VALIDATED", Vec::new()),
         None => None,
@@ -71,6 +72,8 @@ pub(super) fn tools<'a>(
             ChoiceMode::Required | ChoiceMode::One => config("ANY", choice.only),
         },
     };
+    let is_validated = choice.as_ref().is_some_and(|choice| choice.function_calling_config.mode == "VALIDATED");
+    dropped.note("tools.strict", is_strict && !is_validated);
     Ok((vec![Declarations { function_declarations: declared? }], choice))
 }
 

@@ -11,10 +11,21 @@ use sha2::{Digest, Sha256};
 /// Message fields that are meant for one provider and handed back by clients that keep what they got.
 pub(super) const PRIVATE: &[&str] = &["thinking_blocks", "extra_content"];
 /// These, and message fields that carry replayed reasoning.
-pub(super) const REASONING: &[&str] = &["reasoning", "reasoning_content", "thinking_blocks", "extra_content"];
+pub(super) const REASONING: &[&str] =
+    &["reasoning", "reasoning_content", "thinking_blocks", "extra_content", "cache_control", "is_error"];
 /// Message fields that hosts of the plain kind refuse.
-pub(super) const FOREIGN: &[&str] =
-    &["name", "reasoning", "reasoning_content", "refusal", "annotations", "audio", "thinking_blocks", "extra_content"];
+pub(super) const FOREIGN: &[&str] = &[
+    "name",
+    "reasoning",
+    "reasoning_content",
+    "refusal",
+    "annotations",
+    "audio",
+    "thinking_blocks",
+    "extra_content",
+    "cache_control",
+    "is_error",
+];
 
 /// Leaves the given fields out of every message and its tool calls, and keeps everything else as it is.
 pub(super) fn without(messages: &[u8], fields: &[&str]) -> Result<Vec<u8>, serde_json::Error> {
@@ -22,22 +33,28 @@ pub(super) fn without(messages: &[u8], fields: &[&str]) -> Result<Vec<u8>, serde
     for message in &mut list {
         message.0.retain(|(name, _)| !fields.contains(&&**name));
         for (name, value) in &mut message.0 {
-            // The index of a streamed call comes back too from clients that keep what they got.
             let has = |word: &str| memchr::memmem::find(value.get().as_bytes(), word.as_bytes()).is_some();
-            if name == "tool_calls" && (has("\"extra_content\"") || has("\"index\"")) {
-                *value = Cow::Owned(crate::dialect::raw(calls_without(value, fields)?));
+            let is_affected = match &**name {
+                // The index of a streamed call comes back too from clients that keep what they got.
+                "tool_calls" => has("\"extra_content\"") || has("\"index\""),
+                "content" => value.get().starts_with('[') && has("\"cache_control\""),
+                _ => false,
+            };
+            if is_affected {
+                *value = Cow::Owned(crate::dialect::raw(list_without(value, fields)?));
             }
         }
     }
     serde_json::to_vec(&list)
 }
 
-fn calls_without(calls: &RawValue, fields: &[&str]) -> Result<String, serde_json::Error> {
-    let mut calls: Vec<indexed::Message<'_>> = serde_json::from_str(calls.get())?;
-    for call in &mut calls {
-        call.0.retain(|(name, _)| name != "index" && !fields.contains(&&**name));
+/// Tool calls, content parts or tools without the given fields.
+pub(super) fn list_without(list: &RawValue, fields: &[&str]) -> Result<String, serde_json::Error> {
+    let mut list: Vec<indexed::Message<'_>> = serde_json::from_str(list.get())?;
+    for entry in &mut list {
+        entry.0.retain(|(name, _)| name != "index" && !fields.contains(&&**name));
     }
-    serde_json::to_string(&calls)
+    serde_json::to_string(&list)
 }
 
 #[derive(Deserialize)]

@@ -60,7 +60,8 @@ pub struct Quirks {
 /// api.openai.com.
 const OPENAI: Quirks = Quirks {
     output_limit: OutputLimit::ByModel,
-    drop: &[],
+    // Extensions that other dialects know.
+    drop: &["thinking", "cache_control", "top_k"],
     only: &[],
     rename: &[],
     replace: &[],
@@ -139,6 +140,7 @@ const MISTRAL: Quirks = Quirks {
 /// A compatible host of no further known kind: vLLM, llama.cpp, Ollama and their like.
 const COMPATIBLE: Quirks = Quirks {
     output_limit: OutputLimit::Legacy,
+    drop: &[],
     messages: Messages::WithoutPrivate,
     normalise: true,
     done_required: false,

@@ -9,7 +9,8 @@ use smallvec::SmallVec;
 
 use super::messages;
 use super::quirks::{Messages, OutputLimit, Quirks, wants_completion_tokens};
-use crate::chat::{Endpoint, Failure, FailureClass, Features};
+use crate::chat::request::unsupported;
+use crate::chat::{Endpoint, Failure, Features};
 use crate::dialect::{Ask, Encoded};
 
 /// What becomes of one field.
@@ -60,6 +61,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
                 Edit::Replace(None, Cow::Borrowed(b"1"))
             }
             "tools" if quirks.messages == Messages::Strict => strict_tools(value)?,
+            "tools" if quirks.messages == Messages::WithoutReasoning => unmarked_tools(value),
             _ => by_table(quirks, ask, &name, value),
         };
         if matches!(edit, Edit::Drop) && value != b"null" && !matches!(&*name, "stream_options" | "max_tokens") {
@@ -204,12 +206,21 @@ fn strict_tools(value: &[u8]) -> Result<Edit, Failure> {
     Ok(Edit::Replace(None, Cow::Owned(tools.to_string().into_bytes())))
 }
 
+/// Tools without the cache markers that other dialects know.
+fn unmarked_tools(value: &[u8]) -> Edit {
+    if memchr::memmem::find(value, b"\"cache_control\"").is_none() {
+        return Edit::Keep;
+    }
+    let raw = serde_json::from_slice::<&serde_json::value::RawValue>(value);
+    match raw.and_then(|tools| messages::list_without(tools, &["cache_control"])) {
+        Ok(tools) => Edit::Replace(None, Cow::Owned(tools.into_bytes())),
+        Err(_) => Edit::Keep,
+    }
+}
+
 /// What this type cannot say: another member of the pool may.
 fn blame(param: &str, message: String) -> Failure {
-    let mut failure = Failure::new(FailureClass::Unsupported, message);
-    failure.status = Some(400);
-    failure.param = Some(param.into());
-    failure
+    unsupported(param, message)
 }
 
 /// Writes one object from fields that are already JSON.

@@ -19,7 +19,9 @@ impl Identity {
     }
 
     fn learn(&mut self, id: &str, model: &str) {
-        id.clone_into(&mut self.id);
+        if !id.is_empty() {
+            id.clone_into(&mut self.id);
+        }
         if !model.is_empty() {
             model.clone_into(&mut self.model);
         }
