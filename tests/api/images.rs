@@ -104,7 +104,10 @@ async fn an_image_that_cannot_be_had_is_refused_with_the_reason() {
     ] {
         let reply = ask(&gateway, &[&format!("http://{}{path}", host.address)]).await;
         assert_eq!((reply.status, reply.code().as_str()), (400, "invalid_image_url"), "{}", reply.text());
-        assert_eq!(reply.json()["error"]["message"], format!("backend `gem`: the image at 127.0.0.1 cannot be fetched: {reason}"));
+        assert_eq!(
+            reply.json()["error"]["message"],
+            format!("backend `gem`: the image at 127.0.0.1 cannot be fetched: {reason}")
+        );
         assert_eq!(reply.json()["error"]["type"], "invalid_request_error");
     }
     assert!(provider.requests().is_empty());

@@ -47,8 +47,13 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
     if depth > MAX_DEPTH {
         return None;
     }
-    if schema.contains_key("allOf") {
-        return node(&merged(schema)?, root, count, depth + 1);
+    if let Some(all) = schema.get("allOf") {
+        match merged(schema) {
+            Some(one) => return node(&one, root, count, depth + 1),
+            // Objects that are closed one by one would admit nothing together.
+            None if all.as_array()?.iter().any(has_object) => return None,
+            None => {}
+        }
     }
     if let Some(Value::Array(types)) = schema.get("type") {
         return one_type_each(schema, types, root, count, depth);
@@ -66,6 +71,10 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
                 count.unions += 1;
                 let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, root, count, depth + 1)).collect();
                 out.insert("anyOf".into(), Value::Array(all?));
+            }
+            "allOf" => {
+                let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, root, count, depth + 1)).collect();
+                out.insert(word.clone(), Value::Array(all?));
             }
             // A map of free keys cannot be closed.
             "additionalProperties" if *value != json!(false) && schema.get("properties").is_none() => return None,
@@ -141,14 +150,24 @@ fn definitions(all: &Value, root: &Value, count: &mut Count, depth: usize) -> Op
     Some(Value::Object(out))
 }
 
+/// Whether an object may stand in a branch, or what is behind a reference.
+fn has_object(branch: &Value) -> bool {
+    let Value::Object(branch) = branch else { return true };
+    ["properties", "required", "additionalProperties", "$ref", "anyOf", "oneOf", "allOf"]
+        .iter()
+        .any(|word| branch.contains_key(*word))
+        || branch.get("type").is_some_and(|kind| kind == "object" || kind.is_array())
+}
+
 /// What all must hold as one node; `None` where more than the properties of objects would have to be joined.
 fn merged(schema: &Map<String, Value>) -> Option<Value> {
     const JOINED: &[&str] = &["type", "properties", "required", "additionalProperties", "title", "description"];
     let mut out = schema.clone();
     let branches = out.shift_remove("allOf")?;
-    for branch in branches.as_array()? {
+    let branches = branches.as_array()?;
+    for branch in branches {
         let branch = branch.as_object()?;
-        if branch.keys().any(|word| !JOINED.contains(&word.as_str())) {
+        if branches.len() > 1 && branch.keys().any(|word| !JOINED.contains(&word.as_str())) {
             return None;
         }
         for (word, value) in branch {
@@ -157,7 +176,8 @@ fn merged(schema: &Map<String, Value>) -> Option<Value> {
                     known.extend(more.iter().map(|(name, inner)| (name.clone(), inner.clone())));
                 }
                 (Some(Value::Array(known)), Value::Array(more)) if word == "required" => known.extend(more.iter().cloned()),
-                (Some(_), _) => {}
+                (Some(known), value) if *known == *value || matches!(word.as_str(), "title" | "description") => {}
+                (Some(_), _) => return None,
                 (None, value) => drop(out.insert(word.clone(), value.clone())),
             }
         }
