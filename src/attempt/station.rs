@@ -44,7 +44,14 @@ impl Station {
     /// # Errors
     /// [`SendFailure`] when no head came, or no token until then.
     pub async fn send(&self, request: Outgoing<'_>, ends: Instant) -> Result<Incoming, SendFailure> {
-        let Some(minter) = &self.minter else { return self.transport.send(request).await };
+        match &self.minter {
+            None => self.transport.send(request).await,
+            // On the heap: most backends take no token, and their tasks should not be larger for it.
+            Some(minter) => Box::pin(self.send_with_token(minter, request, ends)).await,
+        }
+    }
+
+    async fn send_with_token(&self, minter: &Minter, request: Outgoing<'_>, ends: Instant) -> Result<Incoming, SendFailure> {
         let token = token_by(minter, ends).await?;
         let again = again(&request);
         let incoming = self.send_with(&token, request).await?;

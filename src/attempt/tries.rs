@@ -163,13 +163,9 @@ async fn one_try(
     let head_ends = if is_upload { call.deadline.min(now + limits.total) } else { attempt_ends.min(now + limits.head) };
 
     let codec = &station.codec;
-    if let (None, Some(fetcher)) = (&images, &station.fetcher) {
-        let urls = codec.images(call.endpoint, &call.body, &call.scan)?;
-        *images = Some(if urls.is_empty() {
-            Images::default()
-        } else {
-            fetcher.fetch_all(urls.iter().map(String::as_str), attempt_ends).await?
-        });
+    if station.fetcher.is_some() && images.is_none() {
+        // Kept on the heap: what few requests need must not make the task of every request larger.
+        *images = Some(Box::pin(fetch_images(station, call, attempt_ends)).await?);
     }
     let none = HashMap::new();
     let ask = Ask {
@@ -219,16 +215,9 @@ async fn one_try(
     let pooled = pooled && (call.passthrough.is_none() || is_safe) && call.body.len() <= RESEND_LIMIT;
     let mut replies: SmallVec<[Bytes; 1]> = SmallVec::new();
     for part in parts {
-        let url = url.clone();
-        let request =
-            Outgoing { endpoint: call.endpoint, method: Method::POST, url, headers, body: OutgoingBody::Full(part), pooled };
-        // Each part has the time of a request of its own.
-        let part_ends = attempt_ends.min(Instant::now() + limits.head);
-        let mut incoming = send(station, request, ledger, part_ends).await?;
-        if !incoming.status().is_success() {
-            return Err(error_reply(codec, incoming, attempt_ends).await);
-        }
-        replies.push(whole_body(&mut incoming, attempt_ends, backend.max_reply).await?);
+        let body = OutgoingBody::Full(part);
+        let request = Outgoing { endpoint: call.endpoint, method: Method::POST, url: url.clone(), headers, body, pooled };
+        replies.push(Box::pin(send_part(station, request, ledger, attempt_ends)).await?);
     }
     let request = Outgoing { endpoint: call.endpoint, method, url, headers, body, pooled };
     let incoming = send(station, request, ledger, head_ends).await?;
@@ -240,7 +229,7 @@ async fn one_try(
         return Ok(pass_through(head, incoming, flight, call.deadline.min(now + limits.total)));
     }
     if !incoming.status().is_success() {
-        return Err(error_reply(codec, incoming, attempt_ends).await);
+        return Err(Box::pin(error_reply(codec, incoming, attempt_ends)).await);
     }
     if let Some(encoding) = incoming.headers().get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
         let encoding = encoding.to_str().unwrap_or("unknown").to_owned();
@@ -254,6 +243,25 @@ async fn one_try(
     } else {
         whole_reply(head, &ask, replies, incoming, flight, attempt_ends).await
     }
+}
+
+/// Fetches the images that this backend's dialect cannot pass on by their addresses.
+async fn fetch_images(station: &Station, call: &Call, ends: Instant) -> Result<Images, Failure> {
+    let urls = station.codec.images(call.endpoint, &call.body, &call.scan)?;
+    match &station.fetcher {
+        Some(fetcher) if !urls.is_empty() => fetcher.fetch_all(urls.iter().map(String::as_str), ends).await,
+        Some(_) | None => Ok(Images::default()),
+    }
+}
+
+/// Sends one part of a request and reads its whole reply; each part has the time of a request of its own.
+async fn send_part(station: &Station, request: Outgoing<'_>, ledger: &mut Ledger, ends: Instant) -> Result<Bytes, Failure> {
+    let head_ends = ends.min(Instant::now() + station.backend.timeouts.head);
+    let mut incoming = send(station, request, ledger, head_ends).await?;
+    if !incoming.status().is_success() {
+        return Err(error_reply(&station.codec, incoming, ends).await);
+    }
+    whole_body(&mut incoming, ends, station.backend.max_reply).await
 }
 
 /// Sends a request and awaits the head of its reply.

@@ -105,6 +105,12 @@ impl RequestLog {
         }
     }
 
+    /// What the request cost in US dollars, where every price it needs is known.
+    fn cost(&self, usage: &Usage) -> Option<String> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.served_by.as_ref()?.cost(self.model.as_deref()?, usage, now)
+    }
+
     fn ended(&mut self, end: End, usage: Usage) {
         self.outcome = end.word();
         self.usage = Some(usage);
@@ -118,9 +124,8 @@ impl Drop for RequestLog {
     fn drop(&mut self) {
         self.gateway.shared.open_requests.fetch_sub(1, Ordering::Relaxed);
         let usage = self.usage.unwrap_or_default();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let model = self.model.as_deref().unwrap_or_default();
-        let cost = self.served_by.as_ref().and_then(|backend| backend.cost(model, &usage, now));
+        let is_logged = self.gateway.shared.settings.telemetry.access_log;
+        let cost = if is_logged { self.cost(&usage) } else { None };
         let first_content = self.first_content.map(|after| after.as_secs_f64());
         tracing::record_all!(
             self.span,
@@ -139,7 +144,7 @@ impl Drop for RequestLog {
             attempts = self.attempts,
             first_content_seconds = first_content,
         );
-        if self.gateway.shared.settings.telemetry.access_log {
+        if is_logged {
             let seconds = self.started.elapsed().as_secs_f64();
             self.span.in_scope(|| tracing::info!(target: "access", seconds, usage_estimated = usage.estimated, "request"));
         }
