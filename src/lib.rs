@@ -28,6 +28,7 @@ pub mod chat;
 pub mod dialect;
 pub mod error;
 pub mod http;
+pub mod journal;
 pub mod settings;
 pub mod shard;
 pub mod simulate;

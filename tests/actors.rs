@@ -138,17 +138,20 @@ async fn a_body_that_nobody_pulls_is_ended_and_its_permit_returned() {
 }
 
 #[actix_rt::test]
-async fn a_job_waits_for_a_permit_until_its_deadline() {
-    let worker =
-        Rc::new(worker("backends: [{ name: s, type: simulated, config: { firstToken: 2h, timeout: 3h, maxConcurrent: 1 } }]"));
-    let first = Rc::clone(&worker);
-    let first = actix_rt::spawn(async move { first.ask(false, 10 * HOUR).await });
-    tokio::task::yield_now().await;
-    let start = Instant::now();
-    let second = worker.ask(false, HOUR).await;
-    assert_eq!(class(&second), "deadline");
-    assert_eq!(start.elapsed().as_secs(), 3_600);
-    assert_eq!(class(&first.await.unwrap()), "served");
+async fn a_job_waits_for_a_permit_as_long_as_the_queue_allows_and_never_past_its_deadline() {
+    for (queue_timeout, expected, seconds) in [("2h", "deadline", 3_600), ("5m", "saturated", 300)] {
+        let worker = Rc::new(worker(&format!(
+            "backends: [{{ name: s, type: simulated, config: {{ firstToken: 2h, timeout: 3h, maxConcurrent: 1, queueTimeout: {queue_timeout} }} }}]"
+        )));
+        let first = Rc::clone(&worker);
+        let first = actix_rt::spawn(async move { first.ask(false, 10 * HOUR).await });
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+        let second = worker.ask(false, HOUR).await;
+        assert_eq!(class(&second), expected);
+        assert_eq!(start.elapsed().as_secs(), seconds);
+        assert_eq!(class(&first.await.unwrap()), "served");
+    }
 }
 
 #[actix_rt::test]
@@ -197,7 +200,7 @@ async fn a_replaced_generation_finishes_what_it_carries_within_its_drain_deadlin
 
 #[actix_rt::test]
 async fn a_job_that_waits_in_a_full_pool_is_served_although_its_backend_restarts() {
-    let member = "type: simulated, config: { firstToken: 1h, timeout: 3h, drainTimeout: 3h, maxConcurrent: 1 }";
+    let member = "type: simulated, config: { firstToken: 1h, timeout: 3h, drainTimeout: 3h, maxConcurrent: 1, queueTimeout: 9h }";
     let worker = Rc::new(worker(&format!(
         "backends: [{{ name: p, type: pool, backends: [{{ name: a }}, {{ name: b }}] }}, {{ name: a, {member} }}, {{ name: b, {member} }}]"
     )));

@@ -21,6 +21,7 @@ pub mod director;
 pub mod pool;
 pub mod provider;
 pub mod slots;
+mod view;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,10 @@ pub struct JobParts {
     pub pool: u16,
     /// Place of the chosen member in it.
     pub member: u16,
+    /// Slot of the model that it is asked for.
+    pub slot: u16,
+    /// Whether it is asked although its circuit is open.
+    pub last_resort: bool,
     /// Whether the pool has no other member.
     pub only: bool,
 }
@@ -75,6 +80,8 @@ pub enum Bounced {
     Saturated,
     /// This generation takes no jobs any more.
     Moved,
+    /// A circuit refuses it.
+    Shut,
     /// It was tried and failed.
     Failed(Failure),
 }

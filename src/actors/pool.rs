@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::dev::{MessageResponse, OneshotSender};
@@ -14,9 +15,10 @@ use actix::prelude::*;
 use tokio::time::Instant;
 
 use super::slots::{SlotState, Slots};
+use super::view::View;
 use super::{Bounce, Bounced, Dispatch, Job, JobParts, Outcome, PoolDown, ProviderUp};
 use crate::attempt::{Call, End, Ledger, Reply, Settled, panic_message};
-use crate::balance::pick;
+use crate::balance::{any_reachable, choose, last_resort};
 use crate::chat::{Failure, FailureClass};
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
@@ -24,6 +26,8 @@ use crate::settings;
 
 /// How often parked jobs are looked at for callers that left or waited too long.
 const PARKING_TICK: Duration = Duration::from_millis(20);
+/// Weight of a new answer in the tokens of a typical one.
+const TYPICAL_ALPHA: f64 = 0.05;
 /// How often a job may meet a generation that was just replaced.
 const MOVES: u32 = 32;
 
@@ -78,7 +82,8 @@ impl MessageResponse<Pool, Dispatch> for TailForward {
         self.core.slots.pools[plan.index].stats.borrow_mut().requests += 1;
         let ledger = Ledger { max_attempts: plan.max_attempts, ..Ledger::default() };
         let index = u16::try_from(plan.index).unwrap_or(u16::MAX);
-        let parts = JobParts { call: self.call, ledger, reply, pool: index, member: 0, only: plan.members.len() == 1 };
+        let only = plan.members.len() == 1;
+        let parts = JobParts { call: self.call, ledger, reply, pool: index, member: 0, slot: 0, last_resort: false, only };
         self.core.guard(ctx, || self.core.place(Job(Box::new(parts))));
     }
 }
@@ -163,6 +168,10 @@ impl Core {
             member.answered(after);
         }
         member.duration.add(settled.duration);
+        if let Some(usage) = settled.usage.filter(|usage| usage.completion_tokens > 0) {
+            stats.typical_tokens += TYPICAL_ALPHA * (usage.completion_tokens as f64 - stats.typical_tokens);
+        }
+        let Some(member) = stats.members.get_mut(usize::from(settled.member)) else { return };
         if let Some(usage) = settled.usage {
             member.prompt_tokens = member.prompt_tokens.saturating_add(usage.prompt_tokens);
             member.completion_tokens = member.completion_tokens.saturating_add(usage.completion_tokens);
@@ -181,7 +190,7 @@ impl Core {
         if parts.call.passthrough.is_some() && self.plan.members.len() > 1 {
             return self.refuse(job, GatewayError::PassthroughPool { pool: Arc::clone(&self.plan.name) });
         }
-        if let Some(member) = self.choose(&parts.call, &parts.ledger) {
+        if let Some(member) = self.choose(parts) {
             return self.send(job, member);
         }
         // Everybody else has failed, is full or starting: wait for a permit where one will be free.
@@ -189,40 +198,63 @@ impl Core {
             parts.ledger.may_queue = true;
             return self.send(job, usize::from(member));
         }
-        if self.may_still_start(&parts.call, &parts.ledger) {
+        let shut = match self.last_resort(parts) {
+            Some(Resort::Ask(member)) => {
+                parts.last_resort = true;
+                return self.send(job, member);
+            }
+            Some(Resort::Answer(failure)) => Some(failure),
+            None => None,
+        };
+        if self.may_still_start(parts) {
             return self.park(job);
         }
-        let error = self.last_word(&parts.call, &mut parts.ledger);
+        let error = self.last_word(parts, shut);
         self.refuse(job, error);
     }
 
-    fn choose(&self, call: &Call, ledger: &Ledger) -> Option<usize> {
-        let place = |member: usize| u16::try_from(member).unwrap_or(u16::MAX);
-        let eligible = |member: usize| {
-            !ledger.saturated.contains(&place(member))
-                && matches!(*self.slots.providers[self.plan.members[member]].state.borrow(), SlotState::Up(_))
-                && self.can_serve(member, call)
-        };
-        pick(&self.plan.tree, &eligible, &|member| ledger.tried.contains(&place(member)), fastrand::f64())
+    fn view<'a>(&'a self, parts: &'a JobParts) -> View<'a> {
+        let typical_tokens = self.slots.pools[self.plan.index].stats.borrow().typical_tokens;
+        View::new(&self.slots, &self.plan, &parts.call, &parts.ledger, typical_tokens)
     }
 
-    fn can_serve(&self, member: usize, call: &Call) -> bool {
-        let backend = &self.slots.shared.settings.backends[self.plan.members[member]];
-        if call.passthrough.is_some() {
-            return Dialect::of(backend).passes_bytes();
+    fn choose(&self, parts: &mut JobParts) -> Option<usize> {
+        let view = self.view(parts);
+        let mut turns = self.slots.pools[self.plan.index].turns.borrow_mut();
+        let choice = choose(&self.plan.tree, &view, &mut turns, &mut fastrand::f64)?;
+        parts.slot = view.model_slot(choice.leaf);
+        parts.last_resort = false;
+        let shared = &self.slots.shared;
+        shared.backends[self.plan.members[choice.leaf]].health.slot(parts.slot).pulse.choose(shared.clock.now());
+        Some(choice.leaf)
+    }
+
+    /// With every circuit open: whom to ask nevertheless, or what to answer in their place.
+    fn last_resort(&self, parts: &mut JobParts) -> Option<Resort> {
+        let view = self.view(parts);
+        let (leaf, refusal) = match last_resort(&self.plan.tree, &view)? {
+            Ok(leaf) => (leaf, None),
+            Err((leaf, until, class)) => (leaf, Some((until, class))),
+        };
+        let backend = &self.slots.shared.settings.backends[self.plan.members[leaf]];
+        let slot = view.model_slot(leaf);
+        if let Some((until, class)) = refusal
+            && parts.ledger.refused
+        {
+            let wait = until.since(self.slots.shared.clock.now());
+            return Some(Resort::Answer(shut_failure(backend, class, wait)));
         }
-        backend.native_model(call.requested_model(), self.plan.members.len() == 1).is_some()
+        parts.slot = slot;
+        Some(Resort::Ask(leaf))
     }
 
     /// Whether a member that could serve is starting or backing off.
-    fn may_still_start(&self, call: &Call, ledger: &Ledger) -> bool {
-        let starting = |member: &usize| {
-            matches!(*self.slots.providers[self.plan.members[*member]].state.borrow(), SlotState::Down { failed: false, .. })
-                && self.can_serve(*member, call)
-        };
-        let allowed = |member: usize| starting(&member);
-        let tried = |member: usize| ledger.tried.iter().any(|place| usize::from(*place) == member);
-        pick(&self.plan.tree, &allowed, &tried, 0.5).is_some()
+    fn may_still_start(&self, parts: &JobParts) -> bool {
+        let view = self.view(parts);
+        any_reachable(&self.plan.tree, &view, |leaf| {
+            let state = &self.slots.providers[self.plan.members[leaf]].state;
+            matches!(*state.borrow(), SlotState::Down { failed: false, .. }) && view.is_fit(leaf)
+        })
     }
 
     fn send(&self, mut job: Job, member: usize) {
@@ -261,6 +293,14 @@ impl Core {
                 }
                 parts.ledger.saturated.push(member);
             }
+            // Another request was quicker, or another worker has just found out.
+            Bounced::Shut => {
+                parts.ledger.refused |= parts.last_resort;
+                parts.ledger.moves += 1;
+                if parts.ledger.moves > MOVES {
+                    return self.refuse(job, GatewayError::Internal);
+                }
+            }
             Bounced::Failed(failure) => {
                 let verdict = failure.class.verdict();
                 // A member that cannot carry the request was asked nothing, so passing it over costs nothing.
@@ -273,7 +313,7 @@ impl Core {
                     && parts.ledger.attempts < parts.ledger.max_attempts
                     && (is_passed_over || is_first || self.spend_retry(member));
                 if !may_go_on {
-                    let error = self.last_word(&parts.call, &mut parts.ledger);
+                    let error = self.last_word(parts, None);
                     return self.refuse(job, error);
                 }
             }
@@ -293,23 +333,30 @@ impl Core {
         }
     }
 
-    /// The most telling error of a request that nobody serves.
-    fn last_word(&self, call: &Call, ledger: &mut Ledger) -> GatewayError {
-        if let Some(mut worst) = ledger.worst.take() {
-            worst.attempts = ledger.attempts;
+    /// The most telling error of a request that nobody serves; `shut` is what an open circuit says.
+    fn last_word(&self, parts: &mut JobParts, shut: Option<Failure>) -> GatewayError {
+        if let Some(failure) = shut {
+            parts.ledger.note(failure);
+        }
+        if let Some(mut worst) = parts.ledger.worst.take() {
+            worst.attempts = parts.ledger.attempts;
             return GatewayError::Upstream(worst);
         }
-        let backends = &self.slots.shared.settings.backends;
-        let mut members = self.plan.members.iter().map(|index| &backends[*index]);
+        let (call, shared) = (&parts.call, &self.slots.shared);
+        let mut members = self.plan.members.iter().map(|index| &shared.settings.backends[*index]);
         if call.passthrough.is_some()
             && let Some(backend) = members.find(|backend| !Dialect::of(backend).passes_bytes())
         {
             return GatewayError::Untranslated { backend: backend.name.clone(), dialect: Dialect::of(backend).word() };
         }
-        if !(0..self.plan.members.len()).any(|member| self.can_serve(member, call)) {
+        let view = self.view(parts);
+        let mut fit = (0..self.plan.members.len()).filter(|member| view.is_fit(*member)).peekable();
+        if fit.peek().is_none() {
             return GatewayError::UnknownModel { model: call.requested_model().unwrap_or_default().to_owned() };
         }
-        GatewayError::NoBackend { pool: Arc::clone(&self.plan.name), reason: "every backend has failed".into() }
+        let is_drained = |member: usize| shared.backends[self.plan.members[member]].drained.load(Ordering::Relaxed);
+        let reason = if fit.all(is_drained) { "an operator has drained it" } else { "every backend has failed" };
+        GatewayError::NoBackend { pool: Arc::clone(&self.plan.name), reason: reason.into() }
     }
 
     fn refuse(&self, job: Job, error: GatewayError) {
@@ -353,6 +400,39 @@ impl Core {
                 self.place(job);
             }
         }
+    }
+}
+
+/// What becomes of a request when every circuit is open.
+enum Resort {
+    /// This member is asked nevertheless.
+    Ask(usize),
+    /// The circuit answers in the provider's place.
+    Answer(Failure),
+}
+
+/// What an open circuit answers: the class that opened it, and how long it still is.
+fn shut_failure(backend: &settings::Backend, class: FailureClass, wait: Duration) -> Failure {
+    let why = match class {
+        FailureClass::RateLimited => "its provider limits the rate of requests",
+        FailureClass::Billing => "its account is out of money or quota",
+        FailureClass::Credential => "its provider refused the configured credential",
+        FailureClass::ModelUnknown => "its provider does not have the model",
+        FailureClass::Caller
+        | FailureClass::Unsupported
+        | FailureClass::Overloaded
+        | FailureClass::Server
+        | FailureClass::Socket
+        | FailureClass::Timeout(_)
+        | FailureClass::Malformed
+        | FailureClass::Crashed => "it has failed repeatedly",
+    };
+    let seconds = wait.as_millis().div_ceil(1_000).max(1);
+    let message = format!("backend `{}` is not asked for another {seconds} s: {why}", backend.name);
+    Failure {
+        backend: Some(backend.name.clone()),
+        retry_after: Some(wait.max(Duration::from_secs(1))),
+        ..Failure::new(class, message)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::balance::Permit;
 use crate::chat::Usage;
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
+use crate::settings::Backend;
 use crate::simulate::Simulator;
 
 /// How often limits of live bodies are enforced.
@@ -111,7 +112,7 @@ impl Provider {
         let mut flights = None;
         let addr = Self::create(|ctx| {
             let messenger = Messenger { slots: Rc::clone(slots), provider: ctx.address().downgrade() };
-            let table = Flights::new(Box::new(messenger), memory);
+            let table = Flights::new(Box::new(messenger), memory, slots.shared.vitals(index));
             flights = Some(Rc::clone(&table));
             Self {
                 station,
@@ -150,6 +151,8 @@ impl Provider {
         match permit {
             Some(permit) => self.launch(job, permit, ctx),
             None if job.0.ledger.may_queue && self.queue.borrow().len() < self.station.backend.max_queue => {
+                let mut job = job;
+                job.0.ledger.queued_at = Some(Instant::now());
                 self.queue.borrow_mut().push_back(job);
                 self.note_queue();
                 self.pump_later(ctx);
@@ -160,6 +163,12 @@ impl Provider {
 
     fn launch(&mut self, job: Job, permit: Permit, ctx: &mut Context<Self>) {
         let parts = &job.0;
+        let backend = &self.station.backend;
+        let now = self.slots.shared.clock.now();
+        let health = &self.slots.shared.backends[backend.index].health;
+        let Ok(probe) = health.admit(parts.slot, now, lease(backend), parts.last_resort) else {
+            return self.bounce(job, Bounced::Shut);
+        };
         let flight = self.flights.enter(FlightPlan {
             id: Arc::clone(&parts.call.id),
             backend: Arc::clone(&self.station.backend),
@@ -167,6 +176,9 @@ impl Provider {
             pool: parts.pool,
             member: parts.member,
             stream: parts.call.is_stream(),
+            slot: parts.slot,
+            probe,
+            is_timed: parts.call.passthrough.is_none(),
             permit,
         });
         actix_rt::spawn(carry(Rc::clone(&self.station), Rc::clone(&self.slots), job, flight));
@@ -206,11 +218,15 @@ impl Provider {
     /// Starts waiting jobs while there are permits; drops those whose callers left or whose deadline passed.
     fn pump(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        let is_waiting = |job: &Job| !job.0.reply.is_closed() && now < job.0.call.deadline;
+        let limit = self.station.backend.queue_timeout;
+        let is_late = |job: &Job| job.0.ledger.queued_at.is_some_and(|at| now.duration_since(at) >= limit);
+        let is_waiting = |job: &Job| !job.0.reply.is_closed() && now < job.0.call.deadline && !is_late(job);
         let waiting = std::mem::take(&mut *self.queue.borrow_mut());
         let (mut waiting, gone): (VecDeque<Job>, VecDeque<Job>) = waiting.into_iter().partition(is_waiting);
         for job in gone {
-            self.slots.refuse(job, |worst| worst.map_or(GatewayError::Deadline, GatewayError::Upstream));
+            let backend = Arc::clone(&self.station.backend.name);
+            let error = if now < job.0.call.deadline { GatewayError::Saturated { backend } } else { GatewayError::Deadline };
+            self.slots.refuse(job, |worst| worst.map_or(error, GatewayError::Upstream));
         }
         let permits = Arc::clone(&self.slots.shared.backends[self.station.backend.index].permits);
         while !waiting.is_empty()
@@ -349,6 +365,11 @@ impl Handler<Retire> for Provider {
     }
 }
 
+/// How long a probe may keep others from probing: as long as it may wait for its first content.
+fn lease(backend: &Backend) -> Duration {
+    backend.timeouts.first_content.max(backend.timeouts.attempt) + backend.timeouts.connect
+}
+
 enum Landing {
     Done(Verdict),
     Panicked(String),
@@ -358,7 +379,7 @@ enum Landing {
 
 /// Carries one job from admission to its answer or back to its pool.
 async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightGuard) {
-    let JobParts { call, mut ledger, mut reply, pool, member, only } = *job.0;
+    let JobParts { call, mut ledger, mut reply, pool, member, slot, last_resort, only } = *job.0;
     let watched = flight.watch();
     let mut flight = Some(flight);
     let landing = {
@@ -402,7 +423,7 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
         }
     };
     watched.settle(End::Failed(failure.class), None);
-    let job = Job(Box::new(JobParts { call, ledger, reply, pool, member, only }));
+    let job = Job(Box::new(JobParts { call, ledger, reply, pool, member, slot, last_resort, only }));
     if let Some(pool) = slots.pool(usize::from(pool)) {
         pool.do_send(Bounce { job, why: Bounced::Failed(failure) });
     }

@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use actix::Addr;
 use rustls::{ClientConfig, RootCertStore};
@@ -15,12 +15,16 @@ use tokio::time::Instant;
 use super::Job;
 use super::pool::Pool;
 use super::provider::Provider;
-use crate::attempt::{Flights, Memory, system_roots, tls_config};
-use crate::balance::{CrashRecord, MemberStats, Permits, RetryBudget};
+use crate::attempt::{Clock, Flights, Memory, Vitals, system_roots, tls_config};
+use crate::balance::{CrashRecord, Health, MemberStats, Permits, RetryBudget, Turns};
 use crate::chat::Failure;
 use crate::error::GatewayError;
-use crate::settings::Settings;
+use crate::journal::Journal;
+use crate::settings::{self, Settings};
 use crate::shard::Shard;
+
+/// Tokens of a typical answer before any was seen.
+const TYPICAL_TOKENS: f64 = 200.0;
 
 /// What all workers share; nothing here is locked on the path of a request.
 pub struct Shared {
@@ -28,6 +32,12 @@ pub struct Shared {
     pub settings: Arc<Settings>,
     /// By backend index.
     pub backends: Vec<SharedBackend>,
+    /// By pool index.
+    pub pools: Vec<SharedPool>,
+    /// What has happened.
+    pub journal: Arc<Journal>,
+    /// Moments for what is kept in atomics.
+    pub clock: Clock,
     /// Bytes of request bodies held now.
     pub body_bytes: Arc<AtomicU64>,
     /// Requests between their head and the end of their answer.
@@ -48,6 +58,27 @@ pub struct SharedBackend {
     pub tls: Arc<ClientConfig>,
     /// What the provider wants back with its tool calls.
     pub memory: Arc<Memory>,
+    /// Its circuits, and how fast it answers.
+    pub health: Arc<Health>,
+    /// Whether an operator has taken it out.
+    pub drained: AtomicBool,
+}
+
+/// What the workers share of one pool.
+pub struct SharedPool {
+    /// Present weight of every membership, the bits of an `f64`.
+    pub weights: Vec<AtomicU64>,
+}
+
+impl SharedPool {
+    fn new(plan: &settings::Pool) -> Self {
+        Self { weights: plan.weights.iter().map(|weight| AtomicU64::new(weight.to_bits())).collect() }
+    }
+
+    /// Present weight of a membership.
+    pub fn weight(&self, edge: usize) -> f64 {
+        self.weights.get(edge).map_or(0.0, |bits| f64::from_bits(bits.load(Ordering::Relaxed)))
+    }
 }
 
 impl Shared {
@@ -74,15 +105,35 @@ impl Shared {
                 simulated: Arc::default(),
                 tls,
                 memory: Arc::default(),
+                health: Arc::new(Health::new(backend.circuit.clone(), backend.model_slots())),
+                drained: AtomicBool::new(false),
             });
         }
+        let pools = settings.pools.iter().map(|plan| SharedPool::new(plan)).collect();
         Ok(Arc::new(Self {
             settings,
             backends,
+            pools,
+            journal: Arc::default(),
+            clock: Clock::start(),
             body_bytes: Arc::default(),
             open_requests: AtomicU64::new(0),
             draining: AtomicBool::new(false),
         }))
+    }
+}
+
+impl Shared {
+    /// What the attempts of a backend report to.
+    pub fn vitals(&self, backend: usize) -> Vitals {
+        let shared = &self.backends[backend];
+        Vitals {
+            backend: Arc::clone(&self.settings.backends[backend]),
+            health: Arc::clone(&shared.health),
+            permits: Arc::clone(&shared.permits),
+            journal: Arc::clone(&self.journal),
+            clock: self.clock,
+        }
     }
 }
 
@@ -163,6 +214,8 @@ pub struct PoolSlot {
     pub addr: RefCell<Option<Addr<Pool>>>,
     /// Statistics; outlive the actor.
     pub stats: RefCell<PoolStats>,
+    /// What its strategies remember.
+    pub turns: RefCell<Turns>,
     /// Restarts after a panic.
     pub restarts: Cell<u32>,
     /// Jobs that wait for a member to start; outlive the actor.
@@ -180,6 +233,8 @@ pub struct PoolStats {
     pub refused: u64,
     /// By place in the pool.
     pub members: Vec<MemberStats>,
+    /// Tokens of a typical answer.
+    pub typical_tokens: f64,
 }
 
 impl Slots {
@@ -197,7 +252,12 @@ impl Slots {
         };
         let pool = |plan: &Arc<crate::settings::Pool>| PoolSlot {
             addr: RefCell::new(None),
-            stats: RefCell::new(PoolStats { members: vec![MemberStats::default(); plan.members.len()], ..PoolStats::default() }),
+            stats: RefCell::new(PoolStats {
+                members: vec![MemberStats::default(); plan.members.len()],
+                typical_tokens: TYPICAL_TOKENS,
+                ..PoolStats::default()
+            }),
+            turns: RefCell::new(Turns::new(plan.groups, plan.weights.len(), fastrand::f64())),
             restarts: Cell::new(0),
             parked: RefCell::default(),
         };

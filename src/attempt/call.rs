@@ -135,8 +135,12 @@ pub struct Ledger {
     pub worst: Option<Box<Failure>>,
     /// Whether the job may wait for a permit: nobody else can take it.
     pub may_queue: bool,
-    /// How often it met a generation that was just replaced.
+    /// Whether a circuit has refused it as a probe: then the circuit answers.
+    pub refused: bool,
+    /// How often it met a generation that was just replaced, or a circuit that had just opened.
     pub moves: u32,
+    /// Since when it waits for a permit.
+    pub queued_at: Option<Instant>,
     /// Since when it waits for a member to start.
     pub parked_at: Option<Instant>,
 }

@@ -17,8 +17,9 @@ use tracing::Span;
 use super::live::Upstream;
 use super::memory::Memory;
 use super::token::Minter;
-use crate::balance::Permit;
-use crate::chat::{FailureClass, Keepsake, Phase, Usage};
+use super::vitals::Vitals;
+use crate::balance::{Permit, Probe, Sample};
+use crate::chat::{Failure, FailureClass, Keepsake, Phase, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
 
@@ -133,6 +134,7 @@ pub struct Flights {
     slab: RefCell<Slab<Rc<Flight>>>,
     tower: Box<dyn Tower>,
     memory: Arc<Memory>,
+    vitals: Vitals,
     /// Whether jobs wait for a permit.
     pub has_queue: Cell<bool>,
     /// Flights that ended by themselves.
@@ -159,6 +161,12 @@ pub struct Flight {
     pub started: Instant,
     /// Whether a stream is asked for.
     pub stream: bool,
+    /// Slot of the model that is asked for.
+    slot: u16,
+    /// Leases, if this attempt decides about a circuit.
+    probe: Cell<Option<Probe>>,
+    /// Requests in flight at the backend when it began; `None` where its time says nothing about the model.
+    load: Option<u32>,
     first_content: Cell<Option<Instant>>,
     /// When the present try began.
     try_started: Cell<Instant>,
@@ -192,11 +200,12 @@ pub struct FlightView {
 
 impl Flights {
     /// Starts empty.
-    pub fn new(tower: Box<dyn Tower>, memory: Arc<Memory>) -> Rc<Self> {
+    pub fn new(tower: Box<dyn Tower>, memory: Arc<Memory>, vitals: Vitals) -> Rc<Self> {
         Rc::new(Self {
             slab: RefCell::new(Slab::new()),
             tower,
             memory,
+            vitals,
             has_queue: Cell::new(false),
             completed: Cell::new(0),
             cut: Cell::new(0),
@@ -206,6 +215,10 @@ impl Flights {
     /// Enters an attempt.
     pub fn enter(self: &Rc<Self>, plan: FlightPlan) -> FlightGuard {
         let now = Instant::now();
+        let load = plan.is_timed.then(|| self.vitals.permits.used());
+        if load.is_some() {
+            self.vitals.pulse(plan.slot).begin(plan.stream, self.vitals.clock.at(now));
+        }
         let flight = Rc::new(Flight {
             key: Cell::new(0),
             flights: Rc::clone(self),
@@ -216,6 +229,9 @@ impl Flights {
             member: plan.member,
             started: now,
             stream: plan.stream,
+            slot: plan.slot,
+            probe: Cell::new(Some(plan.probe)),
+            load,
             first_content: Cell::new(None),
             try_started: Cell::new(now),
             failed_tries: RefCell::default(),
@@ -296,6 +312,12 @@ pub struct FlightPlan {
     pub member: u16,
     /// Whether a stream is asked for.
     pub stream: bool,
+    /// Slot of the model that is asked for.
+    pub slot: u16,
+    /// Leases, if this attempt decides about a circuit.
+    pub probe: Probe,
+    /// Whether its time says something about the model: not where requests are passed through.
+    pub is_timed: bool,
     /// The permit it holds until it is settled.
     pub permit: Permit,
 }
@@ -310,6 +332,11 @@ impl Flight {
     /// Runs something within the present try's span.
     pub fn within_span(&self, work: impl FnOnce()) {
         self.span.borrow().in_scope(work);
+    }
+
+    /// Reports a failed try to the backend's circuits and averages.
+    pub fn report(&self, failure: &Failure, sent: bool) {
+        self.flights.vitals.failed(self.slot, failure, sent, self.try_started.get());
     }
 
     /// Counts a try that failed and is followed by another one here.
@@ -332,8 +359,55 @@ impl Flight {
 
     /// Notes the first content, and whether earlier tries of the request had failed.
     pub fn note_first_content(&self, now: Instant, tries: u32) {
+        self.end_wait();
         self.first_content.set(Some(now));
         self.absorbed.set(tries > 1);
+        let vitals = &self.flights.vitals;
+        vitals.recovered(self.slot, self.try_started.get());
+        if let Some(sample) = self.sample(now, 0).filter(|sample| sample.stream) {
+            vitals.pulse(self.slot).answered(&sample, vitals.clock.at(now));
+        }
+    }
+
+    /// It is no longer without an answer.
+    fn end_wait(&self) {
+        if self.load.is_some() && self.first_content.get().is_none() {
+            self.flights.vitals.pulse(self.slot).end(self.stream, self.flights.vitals.clock.at(self.started));
+        }
+    }
+
+    /// What its time says about the model.
+    fn sample(&self, now: Instant, tokens: u64) -> Option<Sample> {
+        let first = self.first_content.get()?;
+        Some(Sample {
+            stream: self.stream,
+            took: first.saturating_duration_since(self.try_started.get()),
+            rest: self.stream.then(|| now.saturating_duration_since(first)),
+            tokens,
+            load: self.load?,
+        })
+    }
+
+    /// Tells the backend's circuits and averages how it ended. Failed tries were reported one by one.
+    fn conclude(&self, end: End, usage: Option<Usage>, now: Instant) {
+        let vitals = &self.flights.vitals;
+        if let Some(probe) = self.probe.take() {
+            vitals.health.release(self.slot, probe);
+        }
+        match end {
+            End::Served => {
+                let at = vitals.clock.at(now);
+                vitals.health.succeeded(self.slot, at);
+                let tokens = usage.filter(|usage| !usage.estimated).map_or(0, |usage| usage.completion_tokens);
+                match self.sample(now, tokens) {
+                    Some(sample) if sample.stream => vitals.pulse(self.slot).finished(&sample, at),
+                    Some(sample) => vitals.pulse(self.slot).answered(&sample, at),
+                    None => {}
+                }
+            }
+            End::Truncated(class) => self.report(&Failure::new(class, ""), true),
+            End::Failed(_) | End::Cancelled | End::Cut => {}
+        }
     }
 
     /// Ready once the gateway itself ends this flight.
@@ -387,6 +461,9 @@ impl Flight {
             return;
         }
         self.settled.set(Some((end, usage.unwrap_or_default())));
+        let now = Instant::now();
+        self.end_wait();
+        self.conclude(end, usage, now);
         drop(self.permit.take());
         self.flights.slab.borrow_mut().try_remove(self.key.get());
         let counter = if end == End::Cut { &self.flights.cut } else { &self.flights.completed };
@@ -399,7 +476,7 @@ impl Flight {
                 member: self.member,
                 end,
                 first_content,
-                duration: Instant::now().duration_since(self.started),
+                duration: now.duration_since(self.started),
                 usage,
                 absorbed: self.absorbed.get(),
                 failed_tries: std::mem::take(&mut *self.failed_tries.borrow_mut()),

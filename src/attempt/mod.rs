@@ -1,6 +1,7 @@
 //! One call at one backend, run as a provider's task: encode, send, judge, retry, meter the body.
 
 mod call;
+mod clock;
 mod dial;
 mod fetch;
 mod flight;
@@ -15,6 +16,7 @@ mod station;
 mod token;
 mod transport;
 mod tries;
+mod vitals;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 pub use call::{
     Answer, AnswerBody, AnswerHeaders, BodyHold, Call, Ledger, Passthrough, PayloadStream, Reply, ReplySender, StreamedBody,
 };
+pub use clock::Clock;
 pub use fetch::{Fetcher, Images};
 pub use flight::{Cut, End, Flight, FlightGuard, FlightPlan, FlightView, Flights, Settled, Tower};
 pub use http_client::{HttpClient, system_roots, tls_config};
@@ -31,6 +34,7 @@ pub use station::Station;
 pub use token::{Minter, Token};
 pub use transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure, Transport};
 pub use tries::{Verdict, warm_up, work};
+pub use vitals::Vitals;
 
 use crate::chat::Failure;
 use crate::settings::{Backend, Secret};

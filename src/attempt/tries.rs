@@ -75,8 +75,15 @@ pub async fn work(
         if let Some(flight) = flight {
             flight.within_span(|| log_failure(&failure));
         }
-        let wait = match failure.class.verdict().retry_here {
-            Retry::OnceAtOnce if !resent && !is_gone(call, ledger) && is_resendable(call, ledger) => {
+        let retry = failure.class.verdict().retry_here;
+        let at_once = retry == Retry::OnceAtOnce && !resent && !is_gone(call, ledger) && is_resendable(call, ledger);
+        if let Some(flight) = flight
+            && !at_once
+        {
+            flight.report(&failure, ledger.sent);
+        }
+        let wait = match retry {
+            Retry::OnceAtOnce if at_once => {
                 // A stale connection of the pool is nobody's failure, so it is not counted as one.
                 resent = true;
                 continue;

@@ -2,14 +2,24 @@
 
 mod backoff;
 mod budget;
+mod choice;
+mod circuit;
 mod crash;
+mod health;
+mod moment;
 mod permits;
-mod select;
+mod pulse;
 mod stats;
+pub mod strategy;
 
 pub use backoff::{back_off, full_jitter};
 pub use budget::RetryBudget;
+pub use choice::{Bar, Choice, Door, Members, Turns, any_reachable, choose, last_resort};
+pub use circuit::{Admission, Circuit, CircuitRules, CircuitState, Lease, Transition, is_hard};
 pub use crash::CrashRecord;
+pub use health::{Health, ModelSlot, Probe, Refused, Scope, Transitions, Trouble};
+pub use moment::Moment;
 pub use permits::{Permit, Permits};
-pub use select::pick;
+pub use pulse::{Beat, Pulse, Sample};
 pub use stats::{Histogram, MemberStats};
+pub use strategy::{Order, Ranked, Standing, Why};

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::units::Secret;
+use crate::balance::CircuitRules;
 use crate::catalogue::Model;
 
 /// The whole document.
@@ -176,6 +177,8 @@ pub(super) struct Config {
     pub keep_alive: Option<Duration>,
     pub client_stall: Option<Duration>,
     pub restarts: Option<usize>,
+    pub circuit: CircuitRules,
+    pub queue_timeout: Option<Duration>,
 
     pub proxy_url: Option<String>,
     pub ca_file: Option<String>,

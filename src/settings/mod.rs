@@ -30,6 +30,7 @@ pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
 pub use units::{Secret, format_size, parse_duration};
 pub use walk::Problem;
 
+use crate::balance::CircuitRules;
 use crate::catalogue::{Catalogue, dollars};
 use crate::chat::Usage;
 
@@ -181,6 +182,10 @@ pub struct Backend {
     pub max_concurrent: Option<u32>,
     /// Requests per worker that wait for a permit.
     pub max_queue: usize,
+    /// How long they wait at most.
+    pub queue_timeout: Duration,
+    /// When it is not asked for a while.
+    pub circuit: CircuitRules,
     /// Bytes of the largest whole reply.
     pub max_reply: u64,
     /// How long a replaced generation may finish.
@@ -293,6 +298,10 @@ pub struct Pool {
     pub tree: Group,
     /// Backend index of every leaf of the tree, in order; a leaf holds its place in this list.
     pub members: Vec<usize>,
+    /// Groups in the tree.
+    pub groups: usize,
+    /// Configured weight of every edge of the tree, by its number.
+    pub weights: Vec<f64>,
     /// Time for the whole request.
     pub deadline: Duration,
     /// Attempts per request over all members.
@@ -303,15 +312,42 @@ pub struct Pool {
     pub implicit: bool,
 }
 
+impl Pool {
+    /// Whether a group of its tree orders its members in this way.
+    pub fn uses(&self, strategy: Strategy) -> bool {
+        self.tree.uses(strategy)
+    }
+}
+
+impl Group {
+    fn uses(&self, strategy: Strategy) -> bool {
+        let inner = |child: &Child| matches!(&child.node, Node::Group(inner) if inner.uses(strategy));
+        self.strategy == strategy || self.children.iter().any(inner)
+    }
+}
+
 /// An inner node of a pool's tree.
 #[derive(Debug, Clone)]
 pub struct Group {
+    /// Number of the group within its pool's tree, from 0.
+    pub id: usize,
     /// How its children are ordered.
     pub strategy: Strategy,
     /// Whether a second child is tried when the first fails.
     pub fallback: bool,
-    /// Children with their weights.
-    pub children: Vec<(f64, Node)>,
+    /// Its members.
+    pub children: Vec<Child>,
+}
+
+/// A member of a group.
+#[derive(Debug, Clone)]
+pub struct Child {
+    /// Number of this membership within the pool's tree, from 0: where its present weight is found.
+    pub edge: usize,
+    /// Configured weight.
+    pub weight: f64,
+    /// What it is.
+    pub node: Node,
 }
 
 /// A node of a pool's tree.
@@ -406,6 +442,12 @@ impl Backend {
     /// Whether the configuration itself names the model for this backend.
     pub fn is_configured_for(&self, model: &str) -> bool {
         self.aliases.contains_key(model) || self.default_model.as_deref() == Some(model)
+    }
+
+    /// The native ids of models that have circuits and averages of their own: those it is configured with or known to have.
+    pub fn model_slots(&self) -> Vec<String> {
+        let configured = self.aliases.values().chain(&self.default_model).cloned();
+        configured.chain(self.catalogue.live(self.vendor).into_iter().map(str::to_owned)).collect()
     }
 
     /// What a request cost in US dollars, as decimal text; `None` when the price is unknown.

@@ -12,8 +12,8 @@ use super::document::{self, Auth, Config, Document, Entry, Route as RouteEntry};
 use super::schema::FAULTS;
 use super::walk::{Findings, nearest};
 use super::{
-    Backend, BackendType, ClientKey, Group, ImageUrls, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts, Translation,
-    is_loopback,
+    Backend, BackendType, Child, ClientKey, Group, ImageUrls, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts,
+    Translation, is_loopback,
 };
 use super::{google, network};
 use crate::catalogue::{Catalogue, Status};
@@ -196,6 +196,8 @@ fn backend(
         max_retries: config.max_retries.unwrap_or(2),
         max_concurrent: config.max_concurrent,
         max_queue: config.max_queue.unwrap_or(256),
+        queue_timeout: config.queue_timeout.unwrap_or(Duration::from_secs(30)),
+        circuit: config.circuit,
         max_reply: config.max_reply.unwrap_or(64 << 20),
         drain_timeout: config.drain_timeout.unwrap_or(total),
         keep_alive: Some(config.keep_alive.unwrap_or(Duration::from_secs(15))).filter(|silence| !silence.is_zero()),
@@ -293,7 +295,8 @@ fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>,
         let mut members = Vec::new();
         let mut trail = vec![entry.name.as_str()];
         let names = Names { by_name: &by_name, backends, declared };
-        let tree = group(entry, &names, &mut members, &mut trail, findings);
+        let mut size = Size::default();
+        let tree = group(entry, &names, &mut members, &mut size, &mut trail, findings);
         if members.is_empty() {
             let lost = entry.backends.iter().any(|member| declared.contains(&*member.name));
             if !lost {
@@ -309,6 +312,8 @@ fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>,
             name: entry.name.as_str().into(),
             tree,
             members,
+            groups: size.groups,
+            weights: size.weights,
             deadline: entry.deadline.unwrap_or(DEFAULT_DEADLINE),
             max_attempts: entry.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS),
             parking: entry.parking.clone(),
@@ -319,8 +324,15 @@ fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>,
         pools.push(Arc::new(Pool {
             index: pools.len(),
             name: Arc::clone(&backend.name),
-            tree: Group { strategy: Strategy::Weighted, fallback: false, children: vec![(1.0, Node::Leaf(0))] },
+            tree: Group {
+                id: 0,
+                strategy: Strategy::Weighted,
+                fallback: false,
+                children: vec![Child { edge: 0, weight: 1.0, node: Node::Leaf(0) }],
+            },
             members: vec![backend.index],
+            groups: 1,
+            weights: vec![1.0],
             deadline: DEFAULT_DEADLINE,
             max_attempts: DEFAULT_MAX_ATTEMPTS,
             parking: super::Parking::default(),
@@ -344,14 +356,31 @@ struct Names<'n, 'e> {
     declared: &'n HashSet<&'n str>,
 }
 
+/// Numbers given out while a tree is built.
+#[derive(Default)]
+struct Size {
+    groups: usize,
+    weights: Vec<f64>,
+}
+
+impl Size {
+    fn child(&mut self, weight: f64, node: Node) -> Child {
+        self.weights.push(weight);
+        Child { edge: self.weights.len() - 1, weight, node }
+    }
+}
+
 fn group<'e>(
     entry: &'e Entry,
     names: &Names<'_, 'e>,
     members: &mut Vec<usize>,
+    size: &mut Size,
     trail: &mut Vec<&'e str>,
     findings: &mut Findings,
 ) -> Group {
     let path = format!("backends[{}].backends", entry.name);
+    let id = size.groups;
+    size.groups += 1;
     let mut children = Vec::new();
     let mut seen = HashSet::new();
     for member in &entry.backends {
@@ -363,17 +392,17 @@ fn group<'e>(
         }
         let weight = member.weight.unwrap_or(1.0);
         if let Some(backend) = names.backends.iter().find(|backend| &*backend.name == name) {
-            if let Some(leaf) = members.iter().position(|index| *index == backend.index) {
-                children.push((weight, Node::Leaf(leaf)));
-            } else {
+            let leaf = members.iter().position(|index| *index == backend.index).unwrap_or_else(|| {
                 members.push(backend.index);
-                children.push((weight, Node::Leaf(members.len() - 1)));
-            }
+                members.len() - 1
+            });
+            children.push(size.child(weight, Node::Leaf(leaf)));
         } else if trail.contains(&name) {
             findings.problem(&place, format!("the pool contains itself: {} -> {name}", trail.join(" -> ")));
         } else if let Some(inner) = names.by_name.get(name) {
             trail.push(name);
-            children.push((weight, Node::Group(group(inner, names, members, trail, findings))));
+            let inner = group(inner, names, members, size, trail, findings);
+            children.push(size.child(weight, Node::Group(inner)));
             trail.pop();
         } else if !names.declared.contains(name) {
             let mut known: Vec<&str> = names.backends.iter().map(|b| &*b.name).chain(names.by_name.keys().copied()).collect();
@@ -382,6 +411,7 @@ fn group<'e>(
         }
     }
     Group {
+        id,
         strategy: entry.strategy.as_deref().and_then(Strategy::from_word).unwrap_or(Strategy::Latency),
         fallback: entry.fallback.unwrap_or(true),
         children,

@@ -211,11 +211,29 @@ const COMMON: &[Key] = &[
     key("drainTimeout", Kind::Duration, "how long a replaced generation may finish, default timeouts.total"),
     key("keepAlive", Kind::WordOr("off", &Kind::Duration), "silence before an SSE comment, default 15s"),
     key("clientStall", Kind::Duration, "longest pause of a reader while data waits, default 60s"),
+    key("queueTimeout", Kind::Duration, "how long they wait at most, default 30s"),
+    key("circuit", Kind::Object(CIRCUIT), "when the backend, or one model of it, is not asked for a while"),
     key(
         "restarts",
         Kind::Integer(1, 10_000),
         "crash restarts per minute and worker before the backend is marked failed, default 30",
     ),
+];
+
+const CIRCUIT: &[Key] = &[
+    key("failures", Kind::Integer(1, 1_000_000), "failures in a row that open it, default 5"),
+    key("failureShare", Kind::Number(0.01, 1.0), "or this share of failures within the window, default 0.5"),
+    key("minRequests", Kind::Integer(1, 1_000_000), "fewest requests within the window for the share, default 10"),
+    key("window", Kind::Duration, "default 30s"),
+    key("coolDown", Kind::Duration, "first cool-down, doubling, default 5s"),
+    key("maxCoolDown", Kind::Duration, "default 2m"),
+    key("rateLimited", Kind::Duration, "first cool-down of a 429 that says no time, doubling, default 5s"),
+    key("maxRateLimited", Kind::Duration, "default 1m"),
+    key("overloaded", Kind::Duration, "first cool-down of a 503 or 529 that says no time, doubling, default 2s"),
+    key("maxOverloaded", Kind::Duration, "default 1m"),
+    key("credential", Kind::Duration, "cool-down of a refused key, default 5m"),
+    key("billing", Kind::Duration, "cool-down of an account without money or quota, default 1h"),
+    key("modelUnknown", Kind::Duration, "cool-down of a model the backend does not have, default 10m"),
 ];
 
 /// Keys of `config` that every backend type with a network connection takes.

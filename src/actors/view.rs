@@ -1,0 +1,131 @@
+//! What a choice sees of a pool's members for one request: doors, standings and weights, read from the worker's slots and
+//! from what all workers share.
+
+use std::cell::RefCell;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use smallvec::SmallVec;
+
+use super::slots::{SlotState, Slots};
+use crate::attempt::{Call, Ledger};
+use crate::balance::{Bar, CircuitState, Door, Members, Moment, Standing};
+use crate::chat::Usage;
+use crate::dialect::Dialect;
+use crate::settings::{Child, Pool, Strategy};
+
+/// Members that were passed over, for the request's story.
+pub(super) type PassedOver = SmallVec<[(u16, Door); 2]>;
+
+/// A pool as one request finds it.
+pub(super) struct View<'a> {
+    slots: &'a Slots,
+    plan: &'a Pool,
+    call: &'a Call,
+    ledger: &'a Ledger,
+    now: Moment,
+    typical_tokens: f64,
+    passed_over: RefCell<PassedOver>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(slots: &'a Slots, plan: &'a Pool, call: &'a Call, ledger: &'a Ledger, typical_tokens: f64) -> Self {
+        let now = slots.shared.clock.now();
+        Self { slots, plan, call, ledger, now, typical_tokens, passed_over: RefCell::default() }
+    }
+
+    /// The id a member is asked for; `None` when it cannot serve the request.
+    fn model(&self, leaf: usize) -> Option<&'a str> {
+        let backend = &self.slots.shared.settings.backends[self.plan.members[leaf]];
+        if self.call.passthrough.is_some() {
+            return Dialect::of(backend).passes_bytes().then_some("");
+        }
+        backend.native_model(self.call.requested_model(), self.plan.members.len() == 1)
+    }
+
+    /// Whether a member could serve the request at all.
+    pub(super) fn is_fit(&self, leaf: usize) -> bool {
+        self.model(leaf).is_some()
+    }
+
+    /// The slot of the model that a member is asked for.
+    pub(super) fn model_slot(&self, leaf: usize) -> u16 {
+        self.slots.shared.backends[self.plan.members[leaf]].health.slot_of(self.model(leaf).unwrap_or_default())
+    }
+
+    #[expect(dead_code, reason = "told in the story of a request, which follows")]
+    /// Those that were not asked, and why.
+    pub(super) fn into_passed_over(self) -> PassedOver {
+        self.passed_over.into_inner()
+    }
+
+    fn look(&self, leaf: usize) -> Door {
+        if self.was_tried(leaf) {
+            return Door::Barred(Bar::Tried);
+        }
+        let index = self.plan.members[leaf];
+        let shared = &self.slots.shared.backends[index];
+        if shared.drained.load(Ordering::Relaxed) {
+            return Door::Barred(Bar::Drained);
+        }
+        match &*self.slots.providers[index].state.borrow() {
+            SlotState::Up(_) => {}
+            SlotState::Down { failed: true, .. } => return Door::Barred(Bar::Failed),
+            SlotState::Down { failed: false, .. } => return Door::Barred(Bar::Starting),
+        }
+        let Some(model) = self.model(leaf) else { return Door::Barred(Bar::Unfit) };
+        if self.ledger.saturated.contains(&place(leaf)) {
+            return Door::Barred(Bar::Full);
+        }
+        match shared.health.state(shared.health.slot_of(model), self.now) {
+            CircuitState::Closed => Door::Open,
+            CircuitState::HalfOpen { probing: false, .. } => Door::Probe,
+            CircuitState::HalfOpen { class, .. } => Door::Shut { until: self.now, class },
+            CircuitState::Open { until, class } => Door::Shut { until, class },
+        }
+    }
+
+    /// What the request would cost there, as far as that is known before it is answered.
+    fn price(&self, leaf: usize) -> Option<f64> {
+        let backend = &self.slots.shared.settings.backends[self.plan.members[leaf]];
+        let price = backend.catalogue.model(backend.vendor, self.model(leaf)?)?.price.as_ref()?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of tokens")]
+        let usage = Usage::estimate(self.call.body.len(), self.typical_tokens as u64);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        price.cost(&usage, now).map(|pico| pico as f64)
+    }
+}
+
+impl Members for View<'_> {
+    fn door(&self, leaf: usize) -> Door {
+        let door = self.look(leaf);
+        if door != Door::Open {
+            self.passed_over.borrow_mut().push((place(leaf), door));
+        }
+        door
+    }
+
+    fn was_tried(&self, leaf: usize) -> bool {
+        self.ledger.tried.contains(&place(leaf))
+    }
+
+    fn standing(&self, leaf: usize) -> Standing {
+        let shared = &self.slots.shared.backends[self.plan.members[leaf]];
+        let pulse = &shared.health.slot(self.model_slot(leaf)).pulse;
+        Standing {
+            weight: 1.0,
+            in_flight: shared.permits.used(),
+            beat: pulse.beat(self.call.is_stream(), self.typical_tokens, self.now),
+            price: if self.plan.uses(Strategy::Cost) { self.price(leaf) } else { None },
+        }
+    }
+
+    fn weight(&self, child: &Child) -> f64 {
+        self.slots.shared.pools[self.plan.index].weight(child.edge)
+    }
+}
+
+/// A leaf as it is kept in a ledger.
+pub(super) fn place(leaf: usize) -> u16 {
+    u16::try_from(leaf).unwrap_or(u16::MAX)
+}

@@ -1,0 +1,111 @@
+//! Vitals: where attempts report what they saw of a backend's health, and what is announced of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Clock;
+use crate::balance::{Health, Moment, Permits, Pulse, Scope, Transition, Transitions, Trouble};
+use crate::chat::{Failure, FailureClass};
+use crate::journal::Journal;
+use crate::settings::Backend;
+
+/// What the attempts of one backend share over all workers and generations.
+#[derive(Clone)]
+pub struct Vitals {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    /// Its circuits and averages.
+    pub health: Arc<Health>,
+    /// Its permits.
+    pub permits: Arc<Permits>,
+    /// Where transitions are told.
+    pub journal: Arc<Journal>,
+    /// Moments of instants.
+    pub clock: Clock,
+}
+
+impl Vitals {
+    /// How fast a model answers.
+    pub fn pulse(&self, slot: u16) -> &Pulse {
+        &self.health.slot(slot).pulse
+    }
+
+    /// A request that began then has brought content.
+    pub fn recovered(&self, slot: u16, began: Instant) {
+        let now = self.clock.now();
+        self.announce(&self.health.recovered(slot, self.clock.at(began), now), now);
+    }
+
+    /// A try that began then has failed.
+    pub fn failed(&self, slot: u16, failure: &Failure, sent: bool, began: Instant) {
+        let now = self.clock.now();
+        let trouble = Trouble { class: failure.class, sent, began: self.clock.at(began), retry_after: failure.retry_after };
+        self.announce(&self.health.failed(slot, &trouble, now), now);
+        if is_slow(failure.class) {
+            self.pulse(slot).failed(now.since(trouble.began), now);
+        }
+    }
+
+    fn announce(&self, transitions: &Transitions, now: Moment) {
+        for (scope, transition) in transitions {
+            let model = match scope {
+                Scope::Backend => None,
+                Scope::Model(slot) => Some(&*self.health.slot(*slot).model),
+            };
+            let backend = &*self.backend.name;
+            let words = words(transition, now);
+            match transition {
+                Transition::Opened { .. } => {
+                    tracing::warn!(backend, model, reason = %words, "circuit opened");
+                    self.journal.note("circuit-open", Some(backend), model, words);
+                }
+                Transition::Closed { .. } => {
+                    tracing::info!(backend, model, reason = %words, "circuit closed");
+                    self.journal.note("circuit-closed", Some(backend), model, words);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a failure speaks against the speed of a backend. Others say nothing about it.
+fn is_slow(class: FailureClass) -> bool {
+    match class {
+        FailureClass::Overloaded
+        | FailureClass::Server
+        | FailureClass::Socket
+        | FailureClass::Timeout(_)
+        | FailureClass::Malformed => true,
+        FailureClass::Caller
+        | FailureClass::Unsupported
+        | FailureClass::ModelUnknown
+        | FailureClass::Credential
+        | FailureClass::Billing
+        | FailureClass::RateLimited
+        | FailureClass::Crashed => false,
+    }
+}
+
+fn words(transition: &Transition, now: Moment) -> String {
+    match transition {
+        Transition::Opened { until, class, streak, trips } => {
+            let wait = rounded(until.since(now));
+            let again = if *trips > 1 { format!(", {trips} times without recovering") } else { String::new() };
+            format!("{}, {streak} in a row{again}: not asked for {wait}", class.word())
+        }
+        Transition::Closed { class, since } => {
+            let lasted = since.map(|since| rounded(now.since(since)));
+            let lasted = lasted.map_or_else(String::new, |lasted| format!(" after {lasted}"));
+            format!("answers again{lasted}, was {}", class.word())
+        }
+    }
+}
+
+fn rounded(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        return format!("{} ms", time.as_millis());
+    }
+    humantime::format_duration(Duration::from_secs(time.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX))).to_string()
+}

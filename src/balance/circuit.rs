@@ -1,0 +1,573 @@
+//! Circuit: whether a backend, or one model of it, is asked at all. Atomics that all workers share, so that what one
+//! worker finds out protects every request; no clock, no lock.
+//!
+//! **Closed** lets requests pass. **Open** refuses them until a moment that failures only ever push further away.
+//! **Half-open**, once that moment has passed, lets one probe pass in the whole process, by a lease that expires.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Moment;
+use crate::chat::{FailureClass, Phase};
+
+/// Probes of a circuit that is asked because nothing else is left are at least this far apart.
+const PROBE_PACE: Duration = Duration::from_secs(1);
+/// A circuit that opens again within this time after it closed goes on with its doubled cool-down.
+const RELAPSE: Duration = Duration::from_secs(60);
+
+/// When circuits open, and for how long: the `circuit` key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CircuitRules {
+    /// Failures in a row.
+    pub failures: u32,
+    /// Share of failures within the window.
+    pub failure_share: f64,
+    /// Fewest requests within the window for the share to count.
+    pub min_requests: u32,
+    /// The window.
+    pub window: Duration,
+    /// First cool-down after counted failures; it doubles.
+    pub cool_down: Duration,
+    /// Longest of these.
+    pub max_cool_down: Duration,
+    /// First cool-down of a rate limit that says no time; it doubles.
+    pub rate_limited: Duration,
+    /// Longest of these.
+    pub max_rate_limited: Duration,
+    /// First cool-down of an overloaded provider; it doubles.
+    pub overloaded: Duration,
+    /// Longest of these.
+    pub max_overloaded: Duration,
+    /// Cool-down of a refused credential.
+    pub credential: Duration,
+    /// Cool-down of an account without money or quota.
+    pub billing: Duration,
+    /// Cool-down of a model that the backend does not have.
+    pub model_unknown: Duration,
+}
+
+impl Default for CircuitRules {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            failures: 5,
+            failure_share: 0.5,
+            min_requests: 10,
+            window: seconds(30),
+            cool_down: seconds(5),
+            max_cool_down: seconds(120),
+            rate_limited: seconds(5),
+            max_rate_limited: seconds(60),
+            overloaded: seconds(2),
+            max_overloaded: seconds(60),
+            credential: seconds(300),
+            billing: seconds(3_600),
+            model_unknown: seconds(600),
+        }
+    }
+}
+
+/// What a class of failure does to a circuit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// Nothing.
+    Untouched,
+    /// It counts; enough of them open the circuit.
+    Counts,
+    /// It opens the circuit at once, for a time that doubles up to a limit unless the provider names one.
+    Opens { first: Duration, limit: Duration },
+}
+
+impl CircuitRules {
+    fn effect(&self, class: FailureClass) -> Effect {
+        let fixed = |time| Effect::Opens { first: time, limit: time };
+        match class {
+            FailureClass::Caller | FailureClass::Unsupported | FailureClass::Crashed => Effect::Untouched,
+            FailureClass::ModelUnknown => fixed(self.model_unknown),
+            FailureClass::Credential => fixed(self.credential),
+            FailureClass::Billing => fixed(self.billing),
+            FailureClass::RateLimited => Effect::Opens { first: self.rate_limited, limit: self.max_rate_limited },
+            FailureClass::Overloaded => Effect::Opens { first: self.overloaded, limit: self.max_overloaded },
+            FailureClass::Server
+            | FailureClass::Socket
+            | FailureClass::Malformed
+            | FailureClass::Timeout(Phase::Connect | Phase::Head | Phase::FirstContent | Phase::Idle | Phase::Total) => {
+                Effect::Counts
+            }
+        }
+    }
+}
+
+/// Whether a circuit that is open by this class admits only probes when nothing else is left to ask, since asking is
+/// known to be in vain; the others are asked then, least bad first.
+pub fn is_hard(class: FailureClass) -> bool {
+    matches!(class, FailureClass::RateLimited | FailureClass::Billing | FailureClass::Credential | FailureClass::ModelUnknown)
+}
+
+/// State of a circuit at some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CircuitState {
+    /// Requests pass.
+    Closed,
+    /// None passes until then.
+    Open {
+        /// When one may probe.
+        until: Moment,
+        /// Why.
+        class: FailureClass,
+    },
+    /// One probe may pass.
+    HalfOpen {
+        /// Why it was open.
+        class: FailureClass,
+        /// Whether a probe is out.
+        probing: bool,
+    },
+}
+
+impl CircuitState {
+    /// Name for logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open { .. } => "open",
+            Self::HalfOpen { .. } => "half-open",
+        }
+    }
+}
+
+/// What a circuit says to one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It may pass.
+    Pass,
+    /// It may pass as the probe that decides.
+    Probe(Lease),
+    /// It may not, until then.
+    Refused {
+        /// When to ask again.
+        until: Moment,
+        /// Why.
+        class: FailureClass,
+    },
+}
+
+/// The right to probe; given back when the probe has ended without a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease(u64);
+
+/// A circuit that has opened, was extended, or has closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transition {
+    /// It opened, or stays open for longer.
+    Opened {
+        /// Until when.
+        until: Moment,
+        /// Why.
+        class: FailureClass,
+        /// Failures in a row at that moment.
+        streak: u32,
+        /// Times it opened without recovering in between.
+        trips: u32,
+    },
+    /// It closed.
+    Closed {
+        /// Why it was open.
+        class: FailureClass,
+        /// Since when.
+        since: Option<Moment>,
+    },
+}
+
+/// One circuit.
+#[derive(Debug, Default)]
+pub struct Circuit {
+    /// When the cool-down ends; zero while closed.
+    until: AtomicU64,
+    /// When it opened.
+    opened: AtomicU64,
+    /// When the present probe's lease ends; zero without one.
+    lease: AtomicU64,
+    /// When the last probe began.
+    probed: AtomicU64,
+    /// When it closed.
+    closed: AtomicU64,
+    /// Failures in a row.
+    streak: AtomicU32,
+    /// Times it opened without recovering in between.
+    trips: AtomicU32,
+    /// Place of the class in [`FailureClass::ALL`].
+    class: AtomicU8,
+    window: [AtomicU64; 2],
+}
+
+impl Circuit {
+    /// Its state.
+    pub fn state(&self, now: Moment) -> CircuitState {
+        match Moment::from_raw(self.until.load(Ordering::Acquire)) {
+            None => CircuitState::Closed,
+            Some(until) if now < until => CircuitState::Open { until, class: self.class() },
+            Some(_) => {
+                let probing = self.lease.load(Ordering::Acquire) > now.raw();
+                CircuitState::HalfOpen { class: self.class(), probing }
+            }
+        }
+    }
+
+    /// Since when it is not closed.
+    pub fn opened_at(&self) -> Option<Moment> {
+        Moment::from_raw(self.opened.load(Ordering::Relaxed)).filter(|_| self.until.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Failures in a row.
+    pub fn streak(&self) -> u32 {
+        self.streak.load(Ordering::Relaxed)
+    }
+
+    /// Asks to pass. A probe holds its lease at most for `lease`; `last_resort` says that nothing else is left to ask.
+    pub fn admit(&self, now: Moment, lease: Duration, last_resort: bool) -> Admission {
+        match self.state(now) {
+            CircuitState::Closed => Admission::Pass,
+            CircuitState::HalfOpen { class, .. } => match self.take_lease(now, lease) {
+                Ok(lease) => Admission::Probe(lease),
+                Err(_) if last_resort && !is_hard(class) => Admission::Pass,
+                Err(until) => Admission::Refused { until, class },
+            },
+            CircuitState::Open { class, .. } if last_resort && !is_hard(class) => Admission::Pass,
+            CircuitState::Open { until, class } if last_resort => {
+                let paced = Moment::from_raw(self.probed.load(Ordering::Acquire)).is_none_or(|at| now.since(at) >= PROBE_PACE);
+                match paced.then(|| self.take_lease(now, lease)) {
+                    Some(Ok(lease)) => Admission::Probe(lease),
+                    Some(Err(_)) | None => Admission::Refused { until, class },
+                }
+            }
+            CircuitState::Open { until, class } => Admission::Refused { until, class },
+        }
+    }
+
+    fn take_lease(&self, now: Moment, lease: Duration) -> Result<Lease, Moment> {
+        let ends = (now + lease).raw();
+        let taken = self.lease.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| (held <= now.raw()).then_some(ends));
+        match taken {
+            Ok(_) => {
+                self.probed.store(now.raw(), Ordering::Release);
+                Ok(Lease(ends))
+            }
+            Err(held) => Err(Moment::from_raw(held).unwrap_or(now)),
+        }
+    }
+
+    /// Gives a lease back, so that another request may probe at once.
+    pub fn release(&self, lease: Lease) {
+        // A lease that has expired may be another's by now.
+        let _ = self.lease.compare_exchange(lease.0, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Counts a request that was served.
+    pub fn succeeded(&self, rules: &CircuitRules, now: Moment) {
+        self.count(false, rules, now);
+        if self.streak.load(Ordering::Relaxed) != 0 {
+            self.streak.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Closes the circuit if it is not closed: a request that began then has brought content. One that began before the
+    /// circuit opened says nothing about its recovery.
+    pub fn recovered(&self, began: Moment, now: Moment) -> Option<Transition> {
+        let until = self.until.load(Ordering::Acquire);
+        let opened = self.opened.load(Ordering::Relaxed);
+        if until == 0 || began.raw() < opened {
+            return None;
+        }
+        // Unless a failure has extended it meanwhile.
+        self.until.compare_exchange(until, 0, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        self.forget(now);
+        Some(Transition::Closed { class: self.class(), since: Moment::from_raw(opened) })
+    }
+
+    /// Counts a request that began then and failed; `retry_after` is what the provider asks to wait.
+    pub fn failed(
+        &self,
+        class: FailureClass,
+        began: Moment,
+        retry_after: Option<Duration>,
+        rules: &CircuitRules,
+        now: Moment,
+    ) -> Option<Transition> {
+        let effect = rules.effect(class);
+        if effect == Effect::Untouched {
+            return None;
+        }
+        let streak = self.streak.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let share = self.count(true, rules, now);
+        let was_open = self.until.load(Ordering::Acquire) != 0;
+        // What began before the circuit opened is part of the same trouble.
+        let is_straggler = was_open && began.raw() < self.opened.load(Ordering::Relaxed);
+        let (first, limit) = match effect {
+            Effect::Opens { first, limit } if !is_straggler || retry_after.is_some() => (first, limit),
+            Effect::Counts if !is_straggler && (was_open || streak >= rules.failures || share) => {
+                (rules.cool_down, rules.max_cool_down)
+            }
+            Effect::Opens { .. } | Effect::Counts | Effect::Untouched => return None,
+        };
+        let trips = if is_straggler { self.trips.load(Ordering::Relaxed).max(1) } else { self.trip(was_open, now) };
+        let doubled = first.saturating_mul(1u32.checked_shl((trips - 1).min(31)).unwrap_or(u32::MAX)).min(limit.max(first));
+        let until = now + retry_after.unwrap_or(doubled);
+        self.open_until(until, class, streak, trips, now)
+    }
+
+    /// Opens the circuit, or keeps it open, until then; it is never shortened.
+    pub fn open_until(&self, until: Moment, class: FailureClass, streak: u32, trips: u32, now: Moment) -> Option<Transition> {
+        let before = self.until.fetch_max(until.raw(), Ordering::AcqRel);
+        if before >= until.raw() {
+            return None;
+        }
+        let place = FailureClass::ALL.iter().position(|known| *known == class).unwrap_or(0);
+        self.class.store(u8::try_from(place).unwrap_or(0), Ordering::Release);
+        if before == 0 {
+            self.opened.store(now.raw(), Ordering::Relaxed);
+        }
+        self.lease.store(0, Ordering::Release);
+        Some(Transition::Opened { until, class, streak, trips })
+    }
+
+    /// Closes it, whatever it was: an operator's act.
+    pub fn reset(&self, now: Moment) -> bool {
+        let was = self.until.swap(0, Ordering::AcqRel);
+        self.trips.store(0, Ordering::Relaxed);
+        self.forget(now);
+        self.closed.store(0, Ordering::Relaxed);
+        was != 0
+    }
+
+    fn trip(&self, was_open: bool, now: Moment) -> u32 {
+        let relapsed = Moment::from_raw(self.closed.load(Ordering::Relaxed)).is_some_and(|at| now.since(at) < RELAPSE);
+        if !was_open && !relapsed {
+            self.trips.store(1, Ordering::Relaxed);
+            return 1;
+        }
+        self.trips.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    fn forget(&self, now: Moment) {
+        self.lease.store(0, Ordering::Release);
+        self.streak.store(0, Ordering::Relaxed);
+        self.closed.store(now.raw(), Ordering::Relaxed);
+        for half in &self.window {
+            half.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn class(&self) -> FailureClass {
+        FailureClass::ALL.get(usize::from(self.class.load(Ordering::Acquire))).copied().unwrap_or(FailureClass::Server)
+    }
+
+    /// Counts in the window, which is kept as two halves; says whether failures have the share that opens.
+    fn count(&self, is_failure: bool, rules: &CircuitRules, now: Moment) -> bool {
+        let half = u64::try_from(rules.window.as_micros() / 2).unwrap_or(u64::MAX).max(1);
+        let number = now.raw() / half + 1;
+        let place = usize::from(number % 2 == 1);
+        let add = 1 + (u64::from(is_failure) << COUNT_BITS);
+        // Number of the half, failures, requests: a half of another number has expired.
+        let add_to = |held: u64| {
+            let held =
+                if held >> (2 * COUNT_BITS) == number & NUMBER_MASK { held } else { (number & NUMBER_MASK) << (2 * COUNT_BITS) };
+            (held & COUNT_MASK < COUNT_MASK).then_some(held + add)
+        };
+        let _ = self.window[place].fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_to);
+        if !is_failure {
+            return false;
+        }
+        let (mut failures, mut requests) = (0, 0);
+        for half in &self.window {
+            let held = half.load(Ordering::Relaxed);
+            let age = number.wrapping_sub(held >> (2 * COUNT_BITS)) & NUMBER_MASK;
+            if age <= 1 {
+                failures += (held >> COUNT_BITS) & COUNT_MASK;
+                requests += held & COUNT_MASK;
+            }
+        }
+        requests >= u64::from(rules.min_requests) && failures as f64 >= requests as f64 * rules.failure_share
+    }
+}
+
+const COUNT_BITS: u32 = 20;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+const NUMBER_MASK: u64 = (1 << (64 - 2 * COUNT_BITS)) - 1;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(60);
+
+    fn at(millis: u64) -> Moment {
+        Moment::after(Duration::from_millis(millis))
+    }
+
+    fn fail(circuit: &Circuit, class: FailureClass, wait: Option<Duration>, millis: u64) -> Option<Transition> {
+        circuit.failed(class, at(millis), wait, &CircuitRules::default(), at(millis))
+    }
+
+    fn open_at(circuit: &Circuit, millis: u64) -> bool {
+        matches!(circuit.state(at(millis)), CircuitState::Open { .. })
+    }
+
+    #[test]
+    fn five_failures_in_a_row_open_it_and_one_probe_passes_after_the_cool_down() {
+        let circuit = Circuit::default();
+        for _ in 0..4 {
+            assert_eq!(fail(&circuit, FailureClass::Server, None, 0), None);
+        }
+        assert_eq!(circuit.admit(at(0), LEASE, false), Admission::Pass);
+        assert!(fail(&circuit, FailureClass::Server, None, 0).is_some());
+        assert!(matches!(circuit.admit(at(4_999), LEASE, false), Admission::Refused { .. }));
+        let Admission::Probe(lease) = circuit.admit(at(5_001), LEASE, false) else { panic!("a probe passes") };
+        assert!(matches!(circuit.admit(at(5_002), LEASE, false), Admission::Refused { .. }), "and no second one");
+        circuit.release(lease);
+        assert!(matches!(circuit.admit(at(5_003), LEASE, false), Admission::Probe(_)));
+        assert!(matches!(circuit.admit(at(65_004), LEASE, false), Admission::Probe(_)), "a lost lease expires");
+        assert!(circuit.recovered(at(65_004), at(65_100)).is_some());
+        assert_eq!(circuit.state(at(65_100)), CircuitState::Closed);
+    }
+
+    #[test]
+    fn a_failed_probe_doubles_the_cool_down_up_to_its_limit() {
+        let circuit = Circuit::default();
+        let mut now = 0;
+        for _ in 0..5 {
+            fail(&circuit, FailureClass::Server, None, now);
+        }
+        for expected in [5_000, 10_000, 20_000, 40_000, 80_000, 120_000, 120_000] {
+            let CircuitState::Open { until, .. } = circuit.state(at(now)) else { panic!("open") };
+            assert_eq!(until, at(now + expected));
+            now += expected + 1;
+            assert!(matches!(circuit.admit(at(now), LEASE, false), Admission::Probe(_)));
+            fail(&circuit, FailureClass::Server, None, now);
+        }
+    }
+
+    #[test]
+    fn half_of_ten_failures_within_the_window_open_it() {
+        let rules = CircuitRules::default();
+        let circuit = Circuit::default();
+        for step in 0..9 {
+            if step % 2 == 0 {
+                assert_eq!(fail(&circuit, FailureClass::Malformed, None, step), None);
+            } else {
+                circuit.succeeded(&rules, at(step));
+            }
+        }
+        assert!(fail(&circuit, FailureClass::Malformed, None, 10).is_some());
+        let old = Circuit::default();
+        for step in 0..9 {
+            fail(&old, FailureClass::Malformed, None, step * 20_000);
+            old.succeeded(&rules, at(step * 20_000));
+        }
+        assert!(!open_at(&old, 160_001), "what is older than the window does not count");
+    }
+
+    #[test]
+    fn a_rate_limit_opens_at_once_for_the_time_it_names_and_is_only_extended() {
+        let circuit = Circuit::default();
+        fail(&circuit, FailureClass::RateLimited, Some(Duration::from_secs(30)), 0);
+        fail(&circuit, FailureClass::RateLimited, Some(Duration::from_secs(10)), 1_000);
+        fail(&circuit, FailureClass::Overloaded, None, 2_000);
+        assert_eq!(circuit.state(at(3_000)), CircuitState::Open { until: at(30_000), class: FailureClass::RateLimited });
+        fail(&circuit, FailureClass::RateLimited, Some(Duration::from_secs(60)), 3_000);
+        assert!(open_at(&circuit, 62_999) && !open_at(&circuit, 63_000));
+    }
+
+    #[test]
+    fn a_success_that_began_before_it_opened_does_not_close_it() {
+        let circuit = Circuit::default();
+        fail(&circuit, FailureClass::RateLimited, None, 1_000);
+        assert_eq!(circuit.recovered(at(500), at(1_500)), None);
+        assert!(open_at(&circuit, 1_500));
+    }
+
+    #[test]
+    fn with_nothing_else_left_soft_classes_pass_and_hard_ones_probe_once_a_second() {
+        let soft = Circuit::default();
+        fail(&soft, FailureClass::Overloaded, None, 0);
+        assert_eq!(soft.admit(at(1), LEASE, true), Admission::Pass);
+        let hard = Circuit::default();
+        fail(&hard, FailureClass::RateLimited, Some(Duration::from_secs(20)), 0);
+        let Admission::Probe(lease) = hard.admit(at(1), LEASE, true) else { panic!("the first one probes") };
+        assert!(matches!(hard.admit(at(2), LEASE, true), Admission::Refused { .. }));
+        hard.release(lease);
+        assert!(matches!(hard.admit(at(900), LEASE, true), Admission::Refused { .. }), "not within a second");
+        assert!(matches!(hard.admit(at(1_001), LEASE, true), Admission::Probe(_)));
+    }
+
+    #[test]
+    fn a_callers_mistake_leaves_it_untouched() {
+        let circuit = Circuit::default();
+        for _ in 0..100 {
+            assert_eq!(fail(&circuit, FailureClass::Caller, None, 0), None);
+        }
+        assert_eq!((circuit.state(at(0)), circuit.streak()), (CircuitState::Closed, 0));
+    }
+
+    #[test]
+    fn racing_threads_get_one_probe() {
+        let circuit = Circuit::default();
+        fail(&circuit, FailureClass::Overloaded, None, 0);
+        let probes = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..1_000 {
+                        if matches!(circuit.admit(at(10_000), LEASE, false), Admission::Probe(_)) {
+                            probes.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(probes.load(Ordering::Relaxed), 1);
+    }
+
+    proptest! {
+        /// Whatever happens: an open circuit's end never comes nearer while it is open, and it admits no request but probes.
+        #[test]
+        fn an_open_circuit_is_only_ever_extended(steps in prop::collection::vec((0u64..4_000, 0usize..16, any::<bool>(), prop::option::of(0u64..100)), 1..200)) {
+            let rules = CircuitRules::default();
+            let circuit = Circuit::default();
+            let mut now = 0;
+            let mut leases = 0u32;
+            for (pause, class, fails, wait) in steps {
+                now += pause;
+                let before = circuit.state(at(now));
+                match circuit.admit(at(now), Duration::from_secs(2), false) {
+                    Admission::Pass => prop_assert_eq!(before, CircuitState::Closed),
+                    Admission::Probe(_) => {
+                        leases += 1;
+                        let half_open = matches!(before, CircuitState::HalfOpen { probing: false, .. });
+                        prop_assert!(half_open);
+                    }
+                    Admission::Refused { until, .. } => {
+                        prop_assert!(until > at(now));
+                        continue;
+                    }
+                }
+                if fails {
+                    let class = FailureClass::ALL[class];
+                    circuit.failed(class, at(now), wait.map(Duration::from_secs), &rules, at(now));
+                } else {
+                    circuit.recovered(at(now), at(now));
+                    circuit.succeeded(&rules, at(now));
+                }
+                if let (CircuitState::Open { until: before, .. }, CircuitState::Open { until: after, .. }) = (before, circuit.state(at(now))) {
+                    prop_assert!(after >= before);
+                }
+            }
+            prop_assert!(leases <= 200);
+        }
+    }
+}

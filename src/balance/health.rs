@@ -1,0 +1,291 @@
+//! Health of one backend: its circuits and pulses by model, shared by all workers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::circuit::{Admission, Circuit, CircuitRules, CircuitState, Lease, Transition};
+use super::{Moment, Pulse};
+use crate::chat::{FailureClass, Phase};
+
+/// Name of the slot of all models that are not listed.
+const OTHER: &str = "other";
+
+/// One model of a backend.
+#[derive(Debug)]
+pub struct ModelSlot {
+    /// Its id at the provider; `other` for all that are not listed.
+    pub model: Box<str>,
+    /// Whether it is asked.
+    pub circuit: Circuit,
+    /// How fast it answers.
+    pub pulse: Pulse,
+}
+
+/// What a transition is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The whole backend.
+    Backend,
+    /// One model of it, by its slot.
+    Model(u16),
+}
+
+/// Transitions that one outcome has caused; nearly always none.
+pub type Transitions = SmallVec<[(Scope, Transition); 1]>;
+
+/// Leases that a probe holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Probe {
+    backend: Option<Lease>,
+    slot: Option<Lease>,
+}
+
+/// Why a backend's circuits let a request not pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// When to ask again.
+    pub until: Moment,
+    /// Why.
+    pub class: FailureClass,
+}
+
+/// A failed try, as far as circuits care.
+#[derive(Debug, Clone, Copy)]
+pub struct Trouble {
+    /// What it was.
+    pub class: FailureClass,
+    /// Whether anything may have reached the provider.
+    pub sent: bool,
+    /// When the try began.
+    pub began: Moment,
+    /// What the provider asks to wait.
+    pub retry_after: Option<Duration>,
+}
+
+/// Circuits and pulses of one backend.
+#[derive(Debug)]
+pub struct Health {
+    rules: CircuitRules,
+    /// The backend's own circuit.
+    pub circuit: Circuit,
+    /// By model, sorted; the last is for all others.
+    slots: Vec<ModelSlot>,
+    served: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Health {
+    /// Starts with every circuit closed and nothing measured.
+    pub fn new(rules: CircuitRules, models: impl IntoIterator<Item = String>) -> Self {
+        let mut models: Vec<String> = models.into_iter().filter(|model| model != OTHER).collect();
+        models.sort_unstable();
+        models.dedup();
+        let slot = |model: String| ModelSlot { model: model.into(), circuit: Circuit::default(), pulse: Pulse::default() };
+        let slots = models.into_iter().chain([OTHER.to_owned()]).map(slot).collect();
+        Self { rules, circuit: Circuit::default(), slots, served: AtomicU64::new(0), failed: AtomicU64::new(0) }
+    }
+
+    /// The slot of a model.
+    pub fn slot_of(&self, model: &str) -> u16 {
+        let listed = &self.slots[..self.slots.len() - 1];
+        let place = listed.binary_search_by(|slot| (*slot.model).cmp(model)).unwrap_or(listed.len());
+        u16::try_from(place).unwrap_or(u16::MAX)
+    }
+
+    /// What is known of a model.
+    pub fn slot(&self, slot: u16) -> &ModelSlot {
+        &self.slots[usize::from(slot).min(self.slots.len() - 1)]
+    }
+
+    /// All models, the others last.
+    pub fn slots(&self) -> &[ModelSlot] {
+        &self.slots
+    }
+
+    /// When a request was last served, and when one last failed.
+    pub fn last(&self) -> (Option<Moment>, Option<Moment>) {
+        (Moment::from_raw(self.served.load(Ordering::Relaxed)), Moment::from_raw(self.failed.load(Ordering::Relaxed)))
+    }
+
+    /// State of the circuit that decides about a model: the backend's, unless it is closed.
+    pub fn state(&self, slot: u16, now: Moment) -> CircuitState {
+        match (self.circuit.state(now), self.slot(slot).circuit.state(now)) {
+            (CircuitState::Closed, state) => state,
+            // Open beats half-open: a probe would be refused.
+            (CircuitState::HalfOpen { .. }, CircuitState::Open { until, class }) => CircuitState::Open { until, class },
+            (state, _) => state,
+        }
+    }
+
+    /// Asks both circuits to pass.
+    ///
+    /// # Errors
+    /// [`Refused`] by the circuit that refuses.
+    pub fn admit(&self, slot: u16, now: Moment, lease: Duration, last_resort: bool) -> Result<Probe, Refused> {
+        let mut probe = Probe::default();
+        match self.circuit.admit(now, lease, last_resort) {
+            Admission::Pass => {}
+            Admission::Probe(lease) => probe.backend = Some(lease),
+            Admission::Refused { until, class } => return Err(Refused { until, class }),
+        }
+        match self.slot(slot).circuit.admit(now, lease, last_resort) {
+            Admission::Pass => {}
+            Admission::Probe(lease) => probe.slot = Some(lease),
+            Admission::Refused { until, class } => {
+                self.release(slot, probe);
+                return Err(Refused { until, class });
+            }
+        }
+        Ok(probe)
+    }
+
+    /// Gives a probe's leases back; harmless after its verdict.
+    pub fn release(&self, slot: u16, probe: Probe) {
+        if let Some(lease) = probe.backend {
+            self.circuit.release(lease);
+        }
+        if let Some(lease) = probe.slot {
+            self.slot(slot).circuit.release(lease);
+        }
+    }
+
+    /// Counts a request that was served to its end.
+    pub fn succeeded(&self, slot: u16, now: Moment) {
+        self.served.store(now.raw(), Ordering::Relaxed);
+        self.circuit.succeeded(&self.rules, now);
+        self.slot(slot).circuit.succeeded(&self.rules, now);
+    }
+
+    /// A request that began then has brought content: what was open is well again.
+    pub fn recovered(&self, slot: u16, began: Moment, now: Moment) -> Transitions {
+        let mut transitions = Transitions::new();
+        if let Some(transition) = self.circuit.recovered(began, now) {
+            transitions.push((Scope::Backend, transition));
+        }
+        if let Some(transition) = self.slot(slot).circuit.recovered(began, now) {
+            transitions.push((Scope::Model(slot), transition));
+        }
+        transitions
+    }
+
+    /// Counts a failed try.
+    pub fn failed(&self, slot: u16, trouble: &Trouble, now: Moment) -> Transitions {
+        self.failed.store(now.raw(), Ordering::Relaxed);
+        let mut transitions = Transitions::new();
+        let Trouble { class, sent, began, retry_after } = *trouble;
+        let is_connection = matches!(class, FailureClass::Timeout(Phase::Connect)) || (class == FailureClass::Socket && !sent);
+        let concerns_backend = matches!(class, FailureClass::Credential | FailureClass::Billing) || is_connection;
+        if concerns_backend {
+            transitions
+                .extend(self.circuit.failed(class, began, retry_after, &self.rules, now).map(|step| (Scope::Backend, step)));
+            return transitions;
+        }
+        let is_other = usize::from(slot) + 1 >= self.slots.len();
+        if class == FailureClass::ModelUnknown && is_other {
+            return transitions;
+        }
+        let Some(step) = self.slot(slot).circuit.failed(class, began, retry_after, &self.rules, now) else {
+            return transitions;
+        };
+        transitions.push((Scope::Model(slot), step));
+        // Two models in trouble at once speak against the backend.
+        if class != FailureClass::ModelUnknown
+            && let Transition::Opened { until, class, streak, trips } = step
+            && let Some(other) = self.other_open(slot, now)
+            && let Some(step) = self.circuit.open_until(until.min(other), class, streak, trips, now)
+        {
+            transitions.push((Scope::Backend, step));
+        }
+        transitions
+    }
+
+    /// Closes every circuit, or one model's and the backend's, and forgets what was measured; says how many were not closed.
+    pub fn reset(&self, model: Option<&str>, now: Moment) -> usize {
+        let chosen = self.slots.iter().filter(|slot| model.is_none_or(|model| *slot.model == *model));
+        let closed = chosen
+            .map(|slot| {
+                slot.pulse.reset();
+                usize::from(slot.circuit.reset(now))
+            })
+            .sum::<usize>();
+        closed + usize::from(self.circuit.reset(now))
+    }
+
+    fn other_open(&self, slot: u16, now: Moment) -> Option<Moment> {
+        self.slots.iter().enumerate().filter(|(place, _)| *place != usize::from(slot)).find_map(|(_, slot)| {
+            match slot.circuit.state(now) {
+                CircuitState::Open { until, class } if class != FailureClass::ModelUnknown => Some(until),
+                CircuitState::Open { .. } | CircuitState::HalfOpen { .. } | CircuitState::Closed => None,
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn at(millis: u64) -> Moment {
+        Moment::after(Duration::from_millis(millis))
+    }
+
+    fn trouble(class: FailureClass, sent: bool, millis: u64) -> Trouble {
+        Trouble { class, sent, began: at(millis), retry_after: None }
+    }
+
+    fn health() -> Health {
+        Health::new(CircuitRules::default(), ["b".to_owned(), "a".to_owned()])
+    }
+
+    #[test]
+    fn a_models_trouble_is_its_own_until_a_second_model_shares_it() {
+        let health = health();
+        let (a, b, other) = (health.slot_of("a"), health.slot_of("b"), health.slot_of("z"));
+        assert_eq!((a, b, other), (0, 1, 2));
+        health.failed(a, &trouble(FailureClass::Overloaded, true, 0), at(0));
+        assert!(health.admit(a, at(1), LEASE, false).is_err());
+        assert!(health.admit(b, at(1), LEASE, false).is_ok());
+        let steps = health.failed(b, &trouble(FailureClass::RateLimited, true, 1), at(1));
+        assert_eq!(steps.len(), 2);
+        assert!(health.admit(other, at(2), LEASE, false).is_err(), "the backend is out");
+        // The shorter of the two cool-downs has passed: one probe for the backend.
+        let probe = health.admit(other, at(2_001), LEASE, false).unwrap();
+        assert!(health.admit(other, at(2_002), LEASE, false).is_err());
+        health.release(other, probe);
+        assert!(health.admit(other, at(2_003), LEASE, false).is_ok());
+        assert_eq!(health.recovered(other, at(2_003), at(2_004)).len(), 1);
+        assert!(health.admit(other, at(2_005), LEASE, false).is_ok());
+        assert!(health.admit(b, at(2_005), LEASE, false).is_err(), "what is open by itself stays so");
+    }
+
+    #[test]
+    fn credentials_and_connections_concern_the_whole_backend() {
+        let first = health();
+        first.failed(0, &trouble(FailureClass::Credential, true, 0), at(0));
+        assert!(first.admit(1, at(1), LEASE, false).is_err());
+        let second = health();
+        for _ in 0..5 {
+            second.failed(0, &trouble(FailureClass::Socket, false, 0), at(0));
+        }
+        assert!(second.admit(1, at(1), LEASE, false).is_err());
+        let third = health();
+        for _ in 0..5 {
+            third.failed(0, &trouble(FailureClass::Socket, true, 0), at(0));
+        }
+        assert!(third.admit(0, at(1), LEASE, false).is_err() && third.admit(1, at(1), LEASE, false).is_ok());
+    }
+
+    #[test]
+    fn a_model_that_is_not_listed_is_never_shut_as_unknown() {
+        let health = health();
+        let other = health.slot_of("z");
+        assert!(health.failed(other, &trouble(FailureClass::ModelUnknown, true, 0), at(0)).is_empty());
+        assert_eq!(health.failed(0, &trouble(FailureClass::ModelUnknown, true, 0), at(0)).len(), 1);
+        assert_eq!(health.reset(None, at(1)), 1);
+        assert_eq!(health.state(0, at(1)), CircuitState::Closed);
+    }
+}

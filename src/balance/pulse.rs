@@ -1,0 +1,286 @@
+//! Pulse: how fast one model of a backend answers now, and what it has not answered yet. Atomics that all workers share,
+//! so that each learns from the requests of all; a sample lost to a race is of no consequence.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Moment;
+
+/// Replies shorter than this say nothing about the time per token.
+const FEW_TOKENS: u64 = 16;
+/// Time after which a sample's weight in an average has fallen to about a third, whatever the rate of samples.
+const MEMORY: f64 = 2.0;
+/// Least and greatest weight of a new sample.
+const ALPHA: std::ops::RangeInclusive<f64> = 0.05..=0.5;
+/// A failure counts at least as this many times the average, and at least as this many seconds.
+const PENALTY: (f64, f64) = (2.0, 1.0);
+/// Added to every moment in a sum of moments: a count and a sum that were read apart from each other show by it.
+const OFFSET: u64 = 1 << 50;
+
+/// A moving average.
+#[derive(Debug, Default)]
+struct Average {
+    /// An `f32`'s bits, seconds; zero without samples.
+    value: AtomicU32,
+    /// When the last sample came.
+    at: AtomicU64,
+}
+
+impl Average {
+    fn get(&self) -> Option<f64> {
+        let bits = self.value.load(Ordering::Relaxed);
+        (bits != 0).then(|| f64::from(f32::from_bits(bits)))
+    }
+
+    fn add(&self, sample: f64, now: Moment) {
+        let value = match self.get() {
+            None => sample,
+            Some(before) => {
+                let since = Moment::from_raw(self.at.load(Ordering::Relaxed)).map_or(0.0, |at| now.since(at).as_secs_f64());
+                let alpha = (1.0 - (-since / MEMORY).exp()).clamp(*ALPHA.start(), *ALPHA.end());
+                before + alpha * (sample - before)
+            }
+        };
+        self.set(value, now);
+    }
+
+    fn set(&self, value: f64, now: Moment) {
+        #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
+        let value = (value as f32).max(f32::MIN_POSITIVE);
+        self.value.store(value.to_bits(), Ordering::Relaxed);
+        self.at.store(now.raw(), Ordering::Relaxed);
+    }
+}
+
+/// Requests without an answer: how many, and the sum of the moments at which they began.
+#[derive(Debug, Default)]
+struct Unanswered {
+    count: AtomicU64,
+    sum: AtomicU64,
+}
+
+impl Unanswered {
+    fn begin(&self, at: Moment) {
+        self.sum.fetch_add(OFFSET.wrapping_add(at.raw()), Ordering::AcqRel);
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn end(&self, began: Moment) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+        self.sum.fetch_sub(OFFSET.wrapping_add(began.raw()), Ordering::AcqRel);
+    }
+
+    /// How many there are, and their mean age in seconds.
+    fn look(&self, now: Moment) -> (u32, f64) {
+        for _ in 0..4 {
+            let count = self.count.load(Ordering::Acquire);
+            let sum = self.sum.load(Ordering::Acquire);
+            let ages = count.wrapping_mul(OFFSET.wrapping_add(now.raw())).wrapping_sub(sum);
+            // Read between two writes of another worker, it is off by whole offsets.
+            if ages < OFFSET / 2 {
+                let mean = if count == 0 { 0.0 } else { ages as f64 / count as f64 / 1e6 };
+                return (u32::try_from(count).unwrap_or(u32::MAX), mean);
+            }
+        }
+        (0, 0.0)
+    }
+}
+
+/// What is known of one model of a backend.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    first: Average,
+    token: Average,
+    /// Requests in flight when the samples' requests began.
+    load: Average,
+    streams: Unanswered,
+    wholes: Unanswered,
+    chosen: AtomicU64,
+}
+
+/// An answer's timing.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// Whether it was a stream.
+    pub stream: bool,
+    /// To the first content; for a whole reply, to its end.
+    pub took: Duration,
+    /// From the first content to the end of a stream.
+    pub rest: Option<Duration>,
+    /// Output tokens.
+    pub tokens: u64,
+    /// Requests in flight at the backend when it began.
+    pub load: u32,
+}
+
+/// What a pulse says at some moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Beat {
+    /// Seconds an answer is expected to take; `None` before the first sample.
+    pub expected: Option<f64>,
+    /// Requests in flight when the samples behind it began, on average.
+    pub usual_load: f64,
+    /// Seconds since the last sample.
+    pub sample_age: f64,
+    /// Seconds since it was last chosen; infinite before.
+    pub idle: f64,
+    /// Requests of this kind without an answer.
+    pub waiting: u32,
+    /// Their mean age in seconds.
+    pub waited: f64,
+}
+
+impl Pulse {
+    /// A request was sent.
+    pub fn begin(&self, stream: bool, now: Moment) {
+        self.kind(stream).begin(now);
+    }
+
+    /// A request that began then has its answer, or will have none.
+    pub fn end(&self, stream: bool, began: Moment) {
+        self.kind(stream).end(began);
+    }
+
+    /// A member was chosen.
+    pub fn choose(&self, now: Moment) {
+        self.chosen.store(now.raw(), Ordering::Relaxed);
+    }
+
+    /// Takes an answer's first content in.
+    pub fn answered(&self, sample: &Sample, now: Moment) {
+        let took = sample.took.as_secs_f64();
+        self.load.add(f64::from(sample.load), now);
+        if sample.stream {
+            self.first.add(took, now);
+            return;
+        }
+        // The tokens of a whole reply take their time too; where no stream has told the time to first content, all of it
+        // counts as time per token.
+        if sample.tokens >= FEW_TOKENS {
+            let first = self.first.get().unwrap_or(0.0);
+            self.token.add((took - first).max(took * 0.1) / sample.tokens as f64, now);
+        } else {
+            self.first.add((took - self.token.get().unwrap_or(0.0) * sample.tokens as f64).max(took * 0.1), now);
+        }
+    }
+
+    /// Takes the end of a stream in.
+    pub fn finished(&self, sample: &Sample, now: Moment) {
+        if let Some(rest) = sample.rest
+            && sample.tokens >= FEW_TOKENS
+        {
+            self.token.add(rest.as_secs_f64() / sample.tokens as f64, now);
+        }
+    }
+
+    /// Takes a failure in: never as a fast sample, however soon it came.
+    pub fn failed(&self, after: Duration, now: Moment) {
+        let before = self.first.get().or_else(|| self.token.get()).unwrap_or(0.0);
+        let penalty = after.as_secs_f64().max(before * PENALTY.0).max(PENALTY.1);
+        self.first.add(penalty, now);
+    }
+
+    /// What it says now, for a stream or for a whole reply of so many tokens.
+    pub fn beat(&self, stream: bool, typical_tokens: f64, now: Moment) -> Beat {
+        let rest = if stream { Some(0.0) } else { self.token.get().map(|token| token * typical_tokens) };
+        let expected = match (self.first.get(), rest) {
+            (Some(first), rest) => Some(first + rest.unwrap_or(0.0)),
+            // Only whole replies so far: the time per token is all that is known.
+            (None, Some(rest)) if !stream => Some(rest),
+            (None, _) => self.token.get().map(|token| token * FEW_TOKENS as f64),
+        };
+        let ago =
+            |at: &AtomicU64| Moment::from_raw(at.load(Ordering::Relaxed)).map_or(f64::INFINITY, |at| now.since(at).as_secs_f64());
+        let (waiting, waited) = self.kind(stream).look(now);
+        Beat {
+            expected,
+            usual_load: self.load.get().unwrap_or(0.0),
+            sample_age: ago(&self.load.at),
+            idle: ago(&self.chosen),
+            waiting,
+            waited,
+        }
+    }
+
+    /// Forgets what was measured; what is in flight stays counted.
+    pub fn reset(&self) {
+        for average in [&self.first, &self.token, &self.load] {
+            average.value.store(0, Ordering::Relaxed);
+            average.at.store(0, Ordering::Relaxed);
+        }
+        self.chosen.store(0, Ordering::Relaxed);
+    }
+
+    /// Seconds to first content and per token, as far as they are known.
+    pub fn averages(&self) -> (Option<f64>, Option<f64>) {
+        (self.first.get(), self.token.get())
+    }
+
+    fn kind(&self, stream: bool) -> &Unanswered {
+        if stream { &self.streams } else { &self.wholes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment::after(Duration::from_millis(millis))
+    }
+
+    fn stream(millis: u64) -> Sample {
+        Sample { stream: true, took: Duration::from_millis(millis), rest: None, tokens: 0, load: 1 }
+    }
+
+    #[test]
+    fn a_stream_is_scored_by_first_content_and_a_whole_reply_by_its_tokens_too() {
+        let pulse = Pulse::default();
+        assert_eq!(pulse.beat(true, 100.0, at(0)).expected, None);
+        pulse.answered(&stream(500), at(0));
+        pulse.finished(&Sample { rest: Some(Duration::from_secs(1)), tokens: 100, ..stream(500) }, at(1_000));
+        let near = |value: Option<f64>, wanted: f64| (value.unwrap() - wanted).abs() < 1e-6;
+        assert!(near(pulse.beat(true, 100.0, at(1_000)).expected, 0.5));
+        assert!(near(pulse.beat(false, 200.0, at(1_000)).expected, 2.5));
+    }
+
+    #[test]
+    fn unanswered_requests_are_known_by_number_and_age() {
+        let pulse = Pulse::default();
+        pulse.begin(true, at(0));
+        pulse.begin(true, at(1_000));
+        let beat = pulse.beat(true, 0.0, at(2_000));
+        assert_eq!(beat.waiting, 2);
+        assert!((beat.waited - 1.5).abs() < 1e-6);
+        pulse.end(true, at(0));
+        pulse.end(true, at(1_000));
+        assert_eq!(pulse.beat(true, 0.0, at(2_000)).waiting, 0);
+    }
+
+    #[test]
+    fn a_failure_is_never_a_fast_sample() {
+        let pulse = Pulse::default();
+        pulse.answered(&stream(800), at(0));
+        pulse.failed(Duration::from_millis(1), at(5_000));
+        assert!(pulse.beat(true, 0.0, at(5_000)).expected.unwrap() > 1.1);
+    }
+
+    #[test]
+    fn many_threads_leave_the_counters_at_zero() {
+        let pulse = Pulse::default();
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let pulse = &pulse;
+                scope.spawn(move || {
+                    for step in 0..5_000 {
+                        pulse.begin(true, at(thread * 7 + step));
+                        let (count, mean) = pulse.streams.look(at(10_000));
+                        assert!(count <= 4 && mean <= 10.0, "{count} {mean}");
+                        pulse.end(true, at(thread * 7 + step));
+                    }
+                });
+            }
+        });
+        assert_eq!(pulse.streams.look(at(10_000)), (0, 0.0));
+    }
+}
