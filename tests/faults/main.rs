@@ -1,0 +1,8 @@
+//! The binary under faults: what a client sees of each, and that nothing is lost or grows under all of them at once.
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "tests, in modules of one crate")]
+
+mod books;
+mod cases;
+mod client;
+mod process;
+mod table;
