@@ -96,6 +96,11 @@ impl Reply {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
+
+    /// Events so far.
+    pub fn events(&self) -> usize {
+        self.body.windows(2).filter(|pair| pair == b"\n\n").count()
+    }
 }
 
 /// What is asked.

@@ -64,6 +64,13 @@ impl Gateway {
         }
     }
 
+    /// Memory it holds, in KiB.
+    pub fn resident(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs, on Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+    }
+
     /// How it ended, if it has, and what it said last.
     pub fn ended(&mut self) -> Option<(ExitStatus, Vec<String>)> {
         let status = self.child.try_wait().unwrap()?;
