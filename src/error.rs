@@ -127,6 +127,9 @@ pub struct ErrorForm {
 /// Longest wait that is passed on: the official Python client gives up beyond 120 s, the Node client sleeps for any.
 const RETRY_AFTER_CAP: Duration = Duration::from_secs(120);
 
+/// The wait that is asked for where none is known.
+const SOON: Duration = Duration::from_secs(1);
+
 impl GatewayError {
     /// The HTTP form.
     pub fn form(&self) -> ErrorForm {
@@ -139,7 +142,7 @@ impl GatewayError {
             retry_after: None,
             is_final: false,
         };
-        let soon = Some(Duration::from_secs(1));
+        let soon = Some(SOON);
         match self {
             Self::Body(ScanError::Field { field, reason }) => {
                 let code = if *reason == "is required" { "missing_required_parameter" } else { "invalid_value" };
@@ -168,7 +171,10 @@ impl GatewayError {
             Self::NoBackend { .. } => ErrorForm { retry_after: soon, ..form(503, "server_error", "no_backend") },
             Self::Saturated { .. } => ErrorForm { retry_after: soon, ..form(503, "server_error", "backend_saturated") },
             Self::Deadline => form(504, "server_error", "deadline_exceeded"),
-            Self::Cut { is_final, .. } => ErrorForm { is_final: *is_final, ..form(503, "server_error", "request_cut") },
+            Self::Cut { is_final, .. } => {
+                let retry_after = soon.filter(|_| !is_final);
+                ErrorForm { is_final: *is_final, retry_after, ..form(503, "server_error", "request_cut") }
+            }
             Self::Internal => form(500, "server_error", "internal_error"),
             Self::Upstream(failure) => upstream_form(failure),
         }
@@ -235,7 +241,8 @@ fn upstream_form(failure: &Failure) -> ErrorForm {
             .or_else(|| code.map(str::to_owned)),
         param: failure.param.clone(),
         message,
-        retry_after: failure.retry_after.map(|wait| wait.min(RETRY_AFTER_CAP)),
+        // Who says "later" says when.
+        retry_after: failure.retry_after.or((status == 503).then_some(SOON)).map(|wait| wait.min(RETRY_AFTER_CAP)),
         is_final,
     }
 }

@@ -33,4 +33,5 @@ pub mod settings;
 pub mod shard;
 pub mod simulate;
 pub mod startup;
+pub mod story;
 pub mod telemetry;

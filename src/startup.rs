@@ -58,6 +58,7 @@ impl Application {
         let workers =
             if server.workers == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { server.workers };
 
+        shared.workers.store(workers, Ordering::Relaxed);
         let factory_shared = Arc::clone(&shared);
         let factory_director = director.clone();
         let server = HttpServer::new(move || {

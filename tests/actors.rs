@@ -52,6 +52,9 @@ impl Worker {
             span: tracing::Span::none(),
             passthrough: None,
             touched: AtomicBool::new(false),
+            repeatable: true,
+            conversation: None,
+            trail: stagedoor::story::Trail::default(),
         })
     }
 

@@ -18,12 +18,14 @@
 //! Requests stay on their worker; only what the director sends and gets crosses threads, and that is plain data.
 
 pub mod director;
+mod hedge;
 pub mod pool;
 pub mod provider;
 pub mod slots;
 mod view;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -60,6 +62,10 @@ pub struct JobParts {
     pub slot: u16,
     /// Whether it is asked although its circuit is open.
     pub last_resort: bool,
+    /// Whether it runs beside another job of the same request that is slow.
+    pub is_hedge: bool,
+    /// Where the job that such another one may join says which member has it.
+    pub race: Option<Arc<AtomicU16>>,
     /// Whether the pool has no other member.
     pub only: bool,
 }
@@ -229,6 +235,12 @@ pub struct PoolState {
     pub absorbed: u64,
     /// Requests answered with an error.
     pub refused: u64,
+    /// How its requests have ended, in the order of [`slots::OUTCOMES`].
+    pub outcomes: [u64; slots::OUTCOMES.len()],
+    /// Requests that a second member was asked for, and those that it answered first.
+    pub hedges: (u64, u64),
+    /// Requests of conversations: kept with their member, sent elsewhere, new.
+    pub conversations: [u64; 3],
     /// Jobs that wait for a member to start.
     pub parked: usize,
     /// The same, one by one.

@@ -12,17 +12,20 @@ use std::time::Duration;
 
 use actix::dev::{MessageResponse, OneshotSender};
 use actix::prelude::*;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::slots::{SlotState, Slots};
-use super::view::View;
+use super::hedge;
+use super::slots::{PoolStats, SlotState, Slots};
+use super::view::{PassedOver, View, place};
 use super::{Bounce, Bounced, Dispatch, Job, JobParts, Outcome, PoolDown, ProviderUp};
 use crate::attempt::{Call, End, Ledger, Reply, Settled, panic_message};
-use crate::balance::{any_reachable, choose, last_resort};
+use crate::balance::{Affinity, Choice, Door, Members as _, Why, any_reachable, choose, last_resort};
 use crate::chat::{Failure, FailureClass};
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
 use crate::settings;
+use crate::story::Chosen;
 
 /// How often parked jobs are looked at for callers that left or waited too long.
 const PARKING_TICK: Duration = Duration::from_millis(20);
@@ -37,8 +40,8 @@ pub struct Pool {
 }
 
 /// What the pool is, reachable from its handlers and from the response that holds the caller's sender.
-struct Core {
-    plan: Arc<settings::Pool>,
+pub(super) struct Core {
+    pub(super) plan: Arc<settings::Pool>,
     slots: Rc<Slots>,
     is_broken: Cell<bool>,
     is_watching: Cell<bool>,
@@ -79,11 +82,29 @@ impl MessageResponse<Pool, Dispatch> for TailForward {
     fn handle(self, ctx: &mut Context<Pool>, reply: Option<OneshotSender<Reply>>) {
         let Some(reply) = reply else { return };
         let plan = &self.core.plan;
-        self.core.slots.pools[plan.index].stats.borrow_mut().requests += 1;
+        self.core.stats().borrow_mut().requests += 1;
         let ledger = Ledger { max_attempts: plan.max_attempts, ..Ledger::default() };
         let index = u16::try_from(plan.index).unwrap_or(u16::MAX);
         let only = plan.members.len() == 1;
-        let parts = JobParts { call: self.call, ledger, reply, pool: index, member: 0, slot: 0, last_resort: false, only };
+        let (reply, race) = match hedge::patience(&self.core, &self.call) {
+            None => (reply, None),
+            Some(patience) => {
+                let (reply, at) = hedge::start(&self.core, &self.call, reply, patience);
+                (reply, Some(at))
+            }
+        };
+        let parts = JobParts {
+            call: self.call,
+            ledger,
+            reply,
+            pool: index,
+            member: 0,
+            slot: 0,
+            last_resort: false,
+            is_hedge: false,
+            race,
+            only,
+        };
         self.core.guard(ctx, || self.core.place(Job(Box::new(parts))));
     }
 }
@@ -130,6 +151,24 @@ impl Core {
         self.watch_parked(ctx);
     }
 
+    pub(super) fn stats(&self) -> &RefCell<PoolStats> {
+        &self.slots.pools[self.plan.index].stats
+    }
+
+    /// Places a second job beside a slow one: only at a member that is well, and if `allowed`.
+    pub(super) fn place_hedge(&self, mut parts: JobParts, allowed: impl FnOnce(&mut PoolStats) -> bool) -> bool {
+        let view = self.view(&parts);
+        let is_well = any_reachable(&self.plan.tree, &view, |leaf| view.door(leaf) == Door::Open);
+        if !is_well || !allowed(&mut self.stats().borrow_mut()) {
+            return false;
+        }
+        match self.choose(&mut parts) {
+            Some(member) => self.send(Job(Box::new(parts)), member),
+            None => return false,
+        }
+        true
+    }
+
     fn parked(&self) -> &RefCell<VecDeque<Job>> {
         &self.slots.pools[self.plan.index].parked
     }
@@ -146,7 +185,10 @@ impl Core {
     }
 
     fn count_outcome(&self, settled: &Settled) {
-        let mut stats = self.slots.pools[self.plan.index].stats.borrow_mut();
+        if let Some(after) = settled.first_content {
+            hedge::note(self, settled.stream, after);
+        }
+        let mut stats = self.stats().borrow_mut();
         stats.absorbed += u64::from(settled.absorbed && settled.end == End::Served);
         let Some(member) = stats.members.get_mut(usize::from(settled.member)) else { return };
         member.attempts += 1;
@@ -174,6 +216,7 @@ impl Core {
         let Some(member) = stats.members.get_mut(usize::from(settled.member)) else { return };
         if let Some(usage) = settled.usage {
             member.prompt_tokens = member.prompt_tokens.saturating_add(usage.prompt_tokens);
+            member.cached_tokens = member.cached_tokens.saturating_add(usage.cached_tokens);
             member.completion_tokens = member.completion_tokens.saturating_add(usage.completion_tokens);
         }
     }
@@ -221,12 +264,53 @@ impl Core {
     fn choose(&self, parts: &mut JobParts) -> Option<usize> {
         let view = self.view(parts);
         let mut turns = self.slots.pools[self.plan.index].turns.borrow_mut();
-        let choice = choose(&self.plan.tree, &view, &mut turns, &mut fastrand::f64)?;
-        parts.slot = view.model_slot(choice.leaf);
-        parts.last_resort = false;
+        let choice = match self.keep_together(parts, &view) {
+            Some(choice) => choice,
+            None => choose(&self.plan.tree, &view, &mut turns, &mut fastrand::f64)?,
+        };
+        if let (Some(key), Some(table)) = (parts.call.conversation, self.affinity()) {
+            table.remember(key, choice.leaf, view.now);
+        }
+        let slot = view.model_slot(choice.leaf);
         let shared = &self.slots.shared;
-        shared.backends[self.plan.members[choice.leaf]].health.slot(parts.slot).pulse.choose(shared.clock.now());
+        shared.backends[self.plan.members[choice.leaf]].health.slot(slot).pulse.choose(view.now);
+        if self.slots.tells_stories() {
+            self.tell(&parts.call, &choice, view.into_passed_over());
+        }
+        parts.slot = slot;
+        parts.last_resort = false;
         Some(choice.leaf)
+    }
+
+    fn affinity(&self) -> Option<&Affinity> {
+        self.slots.shared.pools[self.plan.index].affinity.as_ref()
+    }
+
+    /// The member that the request's conversation went to before, if it is well and not overloaded. A slow member's
+    /// conversations are not asked there a second time at once.
+    fn keep_together(&self, parts: &JobParts, view: &View<'_>) -> Option<Choice> {
+        let key = parts.call.conversation.filter(|_| parts.ledger.tried.is_empty() && !parts.is_hedge)?;
+        let known = self.affinity()?.find(key, view.now).filter(|leaf| *leaf < self.plan.members.len());
+        let kept = known.filter(|leaf| view.door(*leaf) == Door::Open && !view.is_overloaded(*leaf));
+        let counted = match (known, kept) {
+            (Some(_), Some(_)) => 0,
+            (Some(_), None) => 1,
+            (None, _) => 2,
+        };
+        self.stats().borrow_mut().conversations[counted] += 1;
+        Some(Choice { leaf: kept?, why: Why::Affinity, compared: SmallVec::new() })
+    }
+
+    /// Keeps a choice for the request's story.
+    fn tell(&self, call: &Call, choice: &Choice, passed_over: PassedOver) {
+        let index = |leaf: u16| u16::try_from(self.plan.members[usize::from(leaf)]).unwrap_or(u16::MAX);
+        call.trail.chose(Chosen {
+            at: call.age(Instant::now()),
+            backend: index(place(choice.leaf)),
+            why: choice.why,
+            compared: choice.compared.iter().map(|(leaf, score)| (index(*leaf), *score)).collect(),
+            passed_over: passed_over.iter().map(|(leaf, door)| (index(*leaf), *door)).collect(),
+        });
     }
 
     /// With every circuit open: whom to ask nevertheless, or what to answer in their place.
@@ -244,6 +328,10 @@ impl Core {
             let wait = until.since(self.slots.shared.clock.now());
             return Some(Resort::Answer(shut_failure(backend, class, wait)));
         }
+        if self.slots.tells_stories() {
+            let choice = Choice { leaf, why: Why::LastResort, compared: SmallVec::new() };
+            self.tell(&parts.call, &choice, view.into_passed_over());
+        }
         parts.slot = slot;
         Some(Resort::Ask(leaf))
     }
@@ -260,6 +348,9 @@ impl Core {
     fn send(&self, mut job: Job, member: usize) {
         job.0.member = u16::try_from(member).unwrap_or(u16::MAX);
         job.0.ledger.may_queue |= job.0.only;
+        if let Some(at) = &job.0.race {
+            at.store(job.0.member, Ordering::Relaxed);
+        }
         let slot = &self.slots.providers[self.plan.members[member]];
         let addr = match &*slot.state.borrow() {
             SlotState::Up(up) => up.addr.clone(),
@@ -360,7 +451,10 @@ impl Core {
     }
 
     fn refuse(&self, job: Job, error: GatewayError) {
-        self.slots.pools[self.plan.index].stats.borrow_mut().refused += 1;
+        // A race is counted as a whole.
+        if job.0.race.is_none() {
+            self.stats().borrow_mut().refused += 1;
+        }
         // A caller that has left needs no answer.
         let _ = job.0.reply.send(Err(error));
     }

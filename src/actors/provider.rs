@@ -170,15 +170,14 @@ impl Provider {
             return self.bounce(job, Bounced::Shut);
         };
         let flight = self.flights.enter(FlightPlan {
-            id: Arc::clone(&parts.call.id),
+            call: Arc::clone(&parts.call),
             backend: Arc::clone(&self.station.backend),
             minter: self.station.minter.clone(),
             pool: parts.pool,
             member: parts.member,
-            stream: parts.call.is_stream(),
             slot: parts.slot,
             probe,
-            is_timed: parts.call.passthrough.is_none(),
+            is_hedge: parts.is_hedge,
             permit,
         });
         actix_rt::spawn(carry(Rc::clone(&self.station), Rc::clone(&self.slots), job, flight));
@@ -379,7 +378,7 @@ enum Landing {
 
 /// Carries one job from admission to its answer or back to its pool.
 async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightGuard) {
-    let JobParts { call, mut ledger, mut reply, pool, member, slot, last_resort, only } = *job.0;
+    let JobParts { call, mut ledger, mut reply, pool, member, slot, last_resort, is_hedge, race, only } = *job.0;
     let watched = flight.watch();
     let mut flight = Some(flight);
     let landing = {
@@ -423,7 +422,7 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
         }
     };
     watched.settle(End::Failed(failure.class), None);
-    let job = Job(Box::new(JobParts { call, ledger, reply, pool, member, slot, last_resort, only }));
+    let job = Job(Box::new(JobParts { call, ledger, reply, pool, member, slot, last_resort, is_hedge, race, only }));
     if let Some(pool) = slots.pool(usize::from(pool)) {
         pool.do_send(Bounce { job, why: Bounced::Failed(failure) });
     }

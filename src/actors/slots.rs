@@ -6,23 +6,27 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use actix::Addr;
 use rustls::{ClientConfig, RootCertStore};
+use slab::Slab;
 use tokio::time::Instant;
 
 use super::Job;
 use super::pool::Pool;
 use super::provider::Provider;
-use crate::attempt::{Clock, Flights, Memory, Vitals, system_roots, tls_config};
-use crate::balance::{CrashRecord, Health, MemberStats, Permits, RetryBudget, Turns};
+use crate::attempt::{Call, Clock, Flights, Memory, Vitals, system_roots, tls_config};
+use crate::balance::{Affinity, CrashRecord, Health, Histogram, MemberStats, Permits, RetryBudget, Turns};
 use crate::chat::Failure;
 use crate::error::GatewayError;
 use crate::journal::Journal;
 use crate::settings::{self, Settings};
 use crate::shard::Shard;
+use crate::story::Stories;
 
+/// Hedges that are there without any traffic.
+const HEDGE_FLOOR: f64 = 1.0;
 /// Tokens of a typical answer before any was seen.
 const TYPICAL_TOKENS: f64 = 200.0;
 
@@ -44,6 +48,8 @@ pub struct Shared {
     pub open_requests: AtomicU64,
     /// Whether the process drains.
     pub draining: AtomicBool,
+    /// Worker threads.
+    pub workers: AtomicUsize,
 }
 
 /// What the workers share of one backend.
@@ -68,11 +74,16 @@ pub struct SharedBackend {
 pub struct SharedPool {
     /// Present weight of every membership, the bits of an `f64`.
     pub weights: Vec<AtomicU64>,
+    /// Where conversations went, if they are kept together.
+    pub affinity: Option<Affinity>,
 }
 
 impl SharedPool {
     fn new(plan: &settings::Pool) -> Self {
-        Self { weights: plan.weights.iter().map(|weight| AtomicU64::new(weight.to_bits())).collect() }
+        Self {
+            weights: plan.weights.iter().map(|weight| AtomicU64::new(weight.to_bits())).collect(),
+            affinity: plan.affinity.as_ref().map(|affinity| Affinity::new(affinity.expiry)),
+        }
     }
 
     /// Present weight of a membership.
@@ -119,6 +130,7 @@ impl Shared {
             body_bytes: Arc::default(),
             open_requests: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            workers: AtomicUsize::new(1),
         }))
     }
 }
@@ -149,6 +161,23 @@ pub struct Slots {
     pub providers: Vec<ProviderSlot>,
     /// By pool index.
     pub pools: Vec<PoolSlot>,
+    /// Requests that are not answered to their end.
+    pub open: RefCell<Slab<OpenRequest>>,
+    /// Those that have ended last.
+    pub stories: RefCell<Stories>,
+}
+
+/// A request that is not answered to its end.
+#[derive(Clone)]
+pub struct OpenRequest {
+    /// The request.
+    pub call: Arc<Call>,
+    /// Name of its pool.
+    pub pool: Arc<str>,
+    /// Name of its route.
+    pub route: Option<Arc<str>>,
+    /// Name of the caller's key.
+    pub caller: Option<Arc<str>>,
 }
 
 /// Where a backend's provider is found.
@@ -222,8 +251,10 @@ pub struct PoolSlot {
     pub parked: RefCell<VecDeque<Job>>,
 }
 
+/// How a request can end.
+pub const OUTCOMES: [&str; 5] = ["served", "failed", "cancelled", "truncated", "cut"];
+
 /// What a pool counts.
-#[derive(Default)]
 pub struct PoolStats {
     /// Requests taken.
     pub requests: u64,
@@ -233,8 +264,43 @@ pub struct PoolStats {
     pub refused: u64,
     /// By place in the pool.
     pub members: Vec<MemberStats>,
+    /// How its requests have ended, in the order of [`OUTCOMES`]: the ones that are open are missing.
+    pub outcomes: [u64; OUTCOMES.len()],
+    /// Requests that a second member was asked for, and those that it answered first.
+    pub hedges: (u64, u64),
+    /// Requests of conversations: kept with their member, sent elsewhere since it could not take them, new.
+    pub conversations: [u64; 3],
     /// Tokens of a typical answer.
     pub typical_tokens: f64,
+    /// Recent times to first content, of whole replies and of streams, where requests may be hedged.
+    pub recent: [Histogram; 2],
+    /// Requests that may be asked for twice.
+    pub hedge_budget: RetryBudget,
+}
+
+impl PoolStats {
+    fn new(plan: &settings::Pool, now: std::time::Instant) -> Self {
+        let share = plan.hedge.as_ref().map_or(0.0, |hedge| hedge.share);
+        Self {
+            requests: 0,
+            absorbed: 0,
+            refused: 0,
+            members: vec![MemberStats::default(); plan.members.len()],
+            outcomes: [0; OUTCOMES.len()],
+            hedges: (0, 0),
+            conversations: [0; 3],
+            typical_tokens: TYPICAL_TOKENS,
+            recent: Default::default(),
+            hedge_budget: RetryBudget::with(share, HEDGE_FLOOR, now),
+        }
+    }
+
+    /// A request of this pool has ended.
+    pub fn ended(&mut self, outcome: &str) {
+        if let Some(place) = OUTCOMES.iter().position(|known| *known == outcome) {
+            self.outcomes[place] += 1;
+        }
+    }
 }
 
 impl Slots {
@@ -252,18 +318,21 @@ impl Slots {
         };
         let pool = |plan: &Arc<crate::settings::Pool>| PoolSlot {
             addr: RefCell::new(None),
-            stats: RefCell::new(PoolStats {
-                members: vec![MemberStats::default(); plan.members.len()],
-                typical_tokens: TYPICAL_TOKENS,
-                ..PoolStats::default()
-            }),
+            stats: RefCell::new(PoolStats::new(plan, now.into_std())),
             turns: RefCell::new(Turns::new(plan.groups, plan.weights.len(), fastrand::f64())),
             restarts: Cell::new(0),
             parked: RefCell::default(),
         };
         let providers = shared.settings.backends.iter().map(provider).collect();
         let pools = shared.settings.pools.iter().map(pool).collect();
-        Rc::new(Self { shared, worker, shard: RefCell::new(None), providers, pools })
+        let kept = shared.settings.recent_requests.div_ceil(shared.workers.load(Ordering::Relaxed).max(1));
+        let stories = RefCell::new(Stories::new(kept));
+        Rc::new(Self { shared, worker, shard: RefCell::new(None), providers, pools, open: RefCell::default(), stories })
+    }
+
+    /// Whether anything is kept of requests that have ended.
+    pub fn tells_stories(&self) -> bool {
+        self.stories.borrow().is_on()
     }
 
     /// The address of a pool.
@@ -286,7 +355,9 @@ impl Slots {
 
     /// Answers a job that nobody serves; `error` is given the most telling failure so far.
     pub fn refuse(&self, mut job: Job, error: impl FnOnce(Option<Box<Failure>>) -> GatewayError) {
-        if let Some(slot) = self.pools.get(usize::from(job.0.pool)) {
+        if job.0.race.is_none()
+            && let Some(slot) = self.pools.get(usize::from(job.0.pool))
+        {
             slot.stats.borrow_mut().refused += 1;
         }
         let attempts = job.0.ledger.attempts;

@@ -17,13 +17,18 @@ use crate::settings::{Child, Pool, Strategy};
 /// Members that were passed over, for the request's story.
 pub(super) type PassedOver = SmallVec<[(u16, Door); 2]>;
 
+/// A member is late when its unanswered requests are older than this many times what is expected of it.
+const LATE: f64 = 3.0;
+/// Requests that a conversation's member may carry beyond twice as many as the others.
+const SPARE: u64 = 8;
+
 /// A pool as one request finds it.
 pub(super) struct View<'a> {
     slots: &'a Slots,
     plan: &'a Pool,
     call: &'a Call,
     ledger: &'a Ledger,
-    now: Moment,
+    pub(super) now: Moment,
     typical_tokens: f64,
     passed_over: RefCell<PassedOver>,
 }
@@ -53,10 +58,20 @@ impl<'a> View<'a> {
         self.slots.shared.backends[self.plan.members[leaf]].health.slot_of(self.model(leaf).unwrap_or_default())
     }
 
-    #[expect(dead_code, reason = "told in the story of a request, which follows")]
     /// Those that were not asked, and why.
     pub(super) fn into_passed_over(self) -> PassedOver {
         self.passed_over.into_inner()
+    }
+
+    /// Whether a member carries much more than the others, or leaves its requests without an answer.
+    pub(super) fn is_overloaded(&self, leaf: usize) -> bool {
+        let busy = |leaf: usize| u64::from(self.slots.shared.backends[self.plan.members[leaf]].permits.used());
+        let members = self.plan.members.len();
+        let others: u64 = (0..members).filter(|other| *other != leaf).map(busy).sum();
+        let mean = others / (members as u64 - 1).max(1);
+        let beat = self.standing(leaf).beat;
+        let is_late = beat.waiting > 0 && beat.waited > beat.expected.unwrap_or(1.0) * LATE + 1.0;
+        busy(leaf) > mean * 2 + SPARE || is_late
     }
 
     fn look(&self, leaf: usize) -> Door {

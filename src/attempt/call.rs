@@ -18,6 +18,7 @@ use super::live::LiveBody;
 use crate::chat::{Endpoint, Failure, Scan, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
+use crate::story::Trail;
 
 /// One client request, immutable from the front end on.
 #[derive(Debug)]
@@ -44,9 +45,20 @@ pub struct Call {
     pub passthrough: Option<Box<Passthrough>>,
     /// Whether anything was sent to a provider: then a lost request is not submitted again.
     pub touched: AtomicBool,
+    /// Whether it may be sent more than once; where not, it is neither hedged nor tried again once it was sent.
+    pub repeatable: bool,
+    /// Key of its conversation, where its pool keeps conversations together.
+    pub conversation: Option<u64>,
+    /// What has happened to it.
+    pub trail: Trail,
 }
 
 impl Call {
+    /// How long ago it was taken.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+
     /// The model asked for; `None` stands for the member's default.
     pub fn requested_model(&self) -> Option<&str> {
         self.model_at.and_then(|at| self.scan.model.as_deref()?.get(at..))

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use tracing::Span;
 
+use super::call::Call;
 use super::live::Upstream;
 use super::memory::Memory;
 use super::token::Minter;
@@ -22,6 +23,7 @@ use crate::balance::{Permit, Probe, Sample};
 use crate::chat::{Failure, FailureClass, Keepsake, Phase, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
+use crate::story::TryEnd;
 
 /// Why the gateway itself ends a flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +104,8 @@ impl End {
 pub struct Settled {
     /// Place of the member in its pool.
     pub member: u16,
+    /// Whether a stream was asked for.
+    pub stream: bool,
     /// How it ended.
     pub end: End,
     /// From the last try's start to its first content (whole replies: to the reply).
@@ -147,8 +151,8 @@ pub struct Flights {
 pub struct Flight {
     key: Cell<usize>,
     flights: Rc<Flights>,
-    /// The request's id.
-    pub id: Arc<str>,
+    /// The request.
+    pub call: Arc<Call>,
     /// Who it goes to.
     pub backend: Arc<Backend>,
     /// What its access tokens come from, if it takes any.
@@ -161,6 +165,10 @@ pub struct Flight {
     pub started: Instant,
     /// Whether a stream is asked for.
     pub stream: bool,
+    /// Whether it was started beside another one that is slow.
+    is_hedge: bool,
+    /// Place of the present try in the request's trail.
+    told: Cell<usize>,
     /// Slot of the model that is asked for.
     slot: u16,
     /// Leases, if this attempt decides about a circuit.
@@ -215,20 +223,24 @@ impl Flights {
     /// Enters an attempt.
     pub fn enter(self: &Rc<Self>, plan: FlightPlan) -> FlightGuard {
         let now = Instant::now();
-        let load = plan.is_timed.then(|| self.vitals.permits.used());
+        let stream = plan.call.is_stream();
+        // The time of what is passed through says nothing about the model.
+        let load = plan.call.passthrough.is_none().then(|| self.vitals.permits.used());
         if load.is_some() {
-            self.vitals.pulse(plan.slot).begin(plan.stream, self.vitals.clock.at(now));
+            self.vitals.pulse(plan.slot).begin(stream, self.vitals.clock.at(now));
         }
         let flight = Rc::new(Flight {
             key: Cell::new(0),
             flights: Rc::clone(self),
-            id: plan.id,
+            call: plan.call,
             backend: plan.backend,
             minter: plan.minter,
             pool: plan.pool,
             member: plan.member,
             started: now,
-            stream: plan.stream,
+            stream,
+            is_hedge: plan.is_hedge,
+            told: Cell::new(usize::MAX),
             slot: plan.slot,
             probe: Cell::new(Some(plan.probe)),
             load,
@@ -274,7 +286,7 @@ impl Flights {
 
     /// Ends every flight, or the one with this request id; returns how many.
     pub fn cut_all(&self, cut: Cut, id: Option<&str>) -> usize {
-        let chosen: Vec<_> = self.all().into_iter().filter(|flight| id.is_none_or(|id| &*flight.id == id)).collect();
+        let chosen: Vec<_> = self.all().into_iter().filter(|flight| id.is_none_or(|id| &*flight.call.id == id)).collect();
         for flight in &chosen {
             flight.end_by(cut);
         }
@@ -284,7 +296,7 @@ impl Flights {
     /// Every flight, as an operator sees it.
     pub fn views(&self, now: Instant) -> Vec<FlightView> {
         let view = |flight: Rc<Flight>| FlightView {
-            id: flight.id.to_string(),
+            id: flight.call.id.to_string(),
             age_seconds: now.duration_since(flight.started).as_secs_f64(),
             phase: if flight.first_content.get().is_some() { "streaming" } else { "waiting" },
             stream: flight.stream,
@@ -300,8 +312,8 @@ impl Flights {
 
 /// What a flight starts with.
 pub struct FlightPlan {
-    /// The request's id.
-    pub id: Arc<str>,
+    /// The request.
+    pub call: Arc<Call>,
     /// Who it goes to.
     pub backend: Arc<Backend>,
     /// What its access tokens come from, if it takes any.
@@ -310,14 +322,12 @@ pub struct FlightPlan {
     pub pool: u16,
     /// Place of the member in that pool.
     pub member: u16,
-    /// Whether a stream is asked for.
-    pub stream: bool,
     /// Slot of the model that is asked for.
     pub slot: u16,
     /// Leases, if this attempt decides about a circuit.
     pub probe: Probe,
-    /// Whether its time says something about the model: not where requests are passed through.
-    pub is_timed: bool,
+    /// Whether it was started beside another one that is slow.
+    pub is_hedge: bool,
     /// The permit it holds until it is settled.
     pub permit: Permit,
 }
@@ -325,8 +335,28 @@ pub struct FlightPlan {
 impl Flight {
     /// Begins a try.
     pub fn begin_try(&self, span: Span) {
-        self.try_started.set(Instant::now());
+        let now = Instant::now();
+        self.try_started.set(now);
         *self.span.borrow_mut() = span;
+        let backend = u16::try_from(self.backend.index).unwrap_or(u16::MAX);
+        self.told.set(self.call.trail.begin(backend, self.is_hedge, self.call.age(now)));
+    }
+
+    /// The reply's head has come.
+    pub fn note_head(&self) {
+        let at = self.call.age(Instant::now());
+        self.call.trail.amend(self.told.get(), |told| told.head = Some(at));
+    }
+
+    fn note_end(&self, now: Instant, end: TryEnd, usage: Option<Usage>) {
+        let at = self.call.age(now);
+        self.call.trail.amend(self.told.get(), |told| {
+            // A failed try was told with its reason already.
+            if told.end.is_none() {
+                told.end = Some((at, end));
+                told.usage = usage;
+            }
+        });
     }
 
     /// Runs something within the present try's span.
@@ -336,6 +366,7 @@ impl Flight {
 
     /// Reports a failed try to the backend's circuits and averages.
     pub fn report(&self, failure: &Failure, sent: bool) {
+        self.note_end(Instant::now(), TryEnd::Failed(failure.class, failure.message.as_str().into()), None);
         self.flights.vitals.failed(self.slot, failure, sent, self.try_started.get());
     }
 
@@ -361,7 +392,10 @@ impl Flight {
     pub fn note_first_content(&self, now: Instant, tries: u32) {
         self.end_wait();
         self.first_content.set(Some(now));
-        self.absorbed.set(tries > 1);
+        // Beside a slow try nothing has failed.
+        self.absorbed.set(tries > 1 && !self.is_hedge);
+        let at = self.call.age(now);
+        self.call.trail.amend(self.told.get(), |told| told.first_content = Some(at));
         let vitals = &self.flights.vitals;
         vitals.recovered(self.slot, self.try_started.get());
         if let Some(sample) = self.sample(now, 0).filter(|sample| sample.stream) {
@@ -391,6 +425,14 @@ impl Flight {
     /// Tells the backend's circuits and averages how it ended. Failed tries were reported one by one.
     fn conclude(&self, end: End, usage: Option<Usage>, now: Instant) {
         let vitals = &self.flights.vitals;
+        let told = match end {
+            End::Served => TryEnd::Served,
+            End::Failed(class) => TryEnd::Failed(class, "".into()),
+            End::Cancelled => TryEnd::Cancelled,
+            End::Truncated(class) => TryEnd::Truncated(class),
+            End::Cut => TryEnd::Cut,
+        };
+        self.note_end(now, told, usage);
         if let Some(probe) = self.probe.take() {
             vitals.health.release(self.slot, probe);
         }
@@ -405,7 +447,9 @@ impl Flight {
                     None => {}
                 }
             }
-            End::Truncated(class) => self.report(&Failure::new(class, ""), true),
+            End::Truncated(class) => {
+                vitals.failed(self.slot, &Failure::new(class, ""), true, self.try_started.get());
+            }
             End::Failed(_) | End::Cancelled | End::Cut => {}
         }
     }
@@ -474,6 +518,7 @@ impl Flight {
             self.pool,
             Settled {
                 member: self.member,
+                stream: self.stream,
                 end,
                 first_content,
                 duration: now.duration_since(self.started),

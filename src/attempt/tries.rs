@@ -124,6 +124,9 @@ fn failed_here(flight: Option<&FlightGuard>, class: FailureClass) {
 /// What passes through is not sent again once it may have reached the provider, since its meaning is not known here; and
 /// a streamed body is gone once it was begun.
 fn is_gone(call: &Call, ledger: &Ledger) -> bool {
+    if ledger.sent && !call.repeatable {
+        return true;
+    }
     let is_safe = |method: &Method| *method == Method::GET || *method == Method::HEAD;
     call.passthrough.as_ref().is_some_and(|passthrough| {
         let begun =
@@ -228,6 +231,9 @@ async fn one_try(
     }
     let request = Outgoing { endpoint: call.endpoint, method, url, headers, body, pooled };
     let incoming = send(station, request, ledger, head_ends).await?;
+    if let Some(flight) = flight {
+        flight.note_head();
+    }
 
     let head = Head { call, model, station, attempts: ledger.attempts, dropped };
     // A refused credential is the operator's to mend, and the provider's words may quote it.

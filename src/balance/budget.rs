@@ -13,9 +13,11 @@ const EARNED_CAP: f64 = 100.0;
 /// Seconds after which half of the earned tokens are forgotten: "recent".
 const HALF_LIFE: f64 = 10.0;
 
-/// A bucket of retries.
+/// A bucket of retries, or of other requests beside those that clients send.
 #[derive(Debug)]
 pub struct RetryBudget {
+    share: f64,
+    most: f64,
     floor: f64,
     earned: f64,
     at: Instant,
@@ -24,19 +26,24 @@ pub struct RetryBudget {
 impl RetryBudget {
     /// Starts with the floor.
     pub fn new(now: Instant) -> Self {
-        Self { floor: FLOOR, earned: 0.0, at: now }
+        Self::with(SHARE, FLOOR, now)
+    }
+
+    /// One of another share and floor; the floor refills within ten seconds.
+    pub fn with(share: f64, floor: f64, now: Instant) -> Self {
+        Self { share, most: floor, floor, earned: 0.0, at: now }
     }
 
     /// Counts a request.
     pub fn earn(&mut self) {
-        self.earned = (self.earned + SHARE).min(EARNED_CAP);
+        self.earned = (self.earned + self.share).min(EARNED_CAP);
     }
 
     /// Takes a token for a retry, if there is one.
     pub fn spend(&mut self, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
-        self.floor = (self.floor + elapsed * REFILL).min(FLOOR);
+        self.floor = (self.floor + elapsed * REFILL * self.most / FLOOR).min(self.most);
         self.earned *= 0.5f64.powf(elapsed / HALF_LIFE);
         let bucket = if self.earned >= 1.0 { &mut self.earned } else { &mut self.floor };
         if *bucket < 1.0 {

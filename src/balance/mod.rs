@@ -1,5 +1,6 @@
 //! Plain values that decide about load: back-off, retry budget, selection, permits, statistics. No clock, no IO.
 
+mod affinity;
 mod backoff;
 mod budget;
 mod choice;
@@ -12,6 +13,7 @@ mod pulse;
 mod stats;
 pub mod strategy;
 
+pub use affinity::Affinity;
 pub use backoff::{back_off, full_jitter};
 pub use budget::RetryBudget;
 pub use choice::{Bar, Choice, Door, Members, Turns, any_reachable, choose, last_resort};

@@ -33,6 +33,19 @@ impl Histogram {
         self.total += 1;
     }
 
+    /// Durations counted.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Halves every count, so that newer durations weigh more.
+    pub fn fade(&mut self) {
+        for count in self.counts.iter_mut() {
+            *count /= 2;
+        }
+        self.total = self.counts.iter().map(|count| u64::from(*count)).sum();
+    }
+
     /// Adds what another worker counted.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(other.counts.iter()) {
@@ -78,6 +91,8 @@ pub struct MemberStats {
     pub prompt_tokens: u64,
     /// Output tokens, reported or estimated.
     pub completion_tokens: u64,
+    /// Input tokens that the provider read from its cache.
+    pub cached_tokens: u64,
     /// Moving average of the time to first content (whole replies: to the reply).
     pub latency: Option<Duration>,
     /// Time to first content.
@@ -125,6 +140,7 @@ impl MemberStats {
         self.bounced += other.bounced;
         self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
         self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
+        self.cached_tokens = self.cached_tokens.saturating_add(other.cached_tokens);
         for (mine, theirs) in self.failures.iter_mut().zip(other.failures) {
             *mine += theirs;
         }

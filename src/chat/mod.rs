@@ -1,5 +1,6 @@
 //! The neutral vocabulary of a conversation: what a request is, how it may fail, what it used. Plain values, no IO.
 
+mod conversation;
 mod event;
 mod failure;
 mod json;
@@ -7,6 +8,7 @@ pub mod request;
 mod scan;
 mod usage;
 
+pub use conversation::{conversation_key, named_key};
 pub use event::{FinishReason, Keepsake, Piece, Sink};
 pub use failure::{Failure, FailureClass, Phase, Retry, Verdict};
 pub use json::{JsonError, Lexer, unquote};

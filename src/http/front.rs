@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use actix_web::http::header::HeaderName;
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -16,8 +17,13 @@ use super::routes::{self, Matched};
 use super::{Gateway, auth, body, passthrough, span};
 use crate::actors::Dispatch;
 use crate::attempt::{BodyHold, Call, Passthrough, Reply};
-use crate::chat::{Endpoint, Scan, Shape, scan};
+use crate::chat::{Endpoint, Scan, Shape, conversation_key, named_key, scan};
 use crate::error::GatewayError;
+use crate::settings::Affinity;
+use crate::story::Trail;
+
+/// `x-stagedoor-repeat: never` forbids to send a request to a provider more than once.
+const X_REPEAT: HeaderName = HeaderName::from_static("x-stagedoor-repeat");
 
 /// Serves every request that is not on a fixed path.
 pub(super) async fn serve(request: HttpRequest, payload: web::Payload) -> HttpResponse {
@@ -49,6 +55,7 @@ async fn take(
     let (pool, model_at) = target(gateway, &matched, taken.scan.model.as_deref());
     let plan = &settings.pools[pool];
     log.pool = Some(Arc::clone(&plan.name));
+    let conversation = plan.affinity.as_ref().and_then(|affinity| conversation(request, affinity, &taken));
     let limit = matched.route.and_then(|route| route.deadline).unwrap_or(plan.deadline);
     let call = Call {
         id: span::id_of(request),
@@ -62,8 +69,26 @@ async fn take(
         span: log.span(),
         passthrough: taken.passthrough,
         touched: AtomicBool::new(false),
+        repeatable: is_repeatable(request),
+        conversation,
+        trail: Trail::default(),
     };
-    Ok((Arc::new(call), pool))
+    let call = Arc::new(call);
+    log.opened(&call, pool);
+    Ok((call, pool))
+}
+
+/// Whether the client allows that a provider gets the request more than once.
+fn is_repeatable(request: &HttpRequest) -> bool {
+    request.headers().get(&X_REPEAT).is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"never"))
+}
+
+/// The key of a request's conversation: named by a header, else by the head of its prompt.
+fn conversation(request: &HttpRequest, affinity: &Affinity, taken: &Taken) -> Option<u64> {
+    match request.headers().get(affinity.header.as_str()) {
+        Some(name) => Some(named_key(name.as_bytes())),
+        None => conversation_key(&taken.body, &taken.scan),
+    }
 }
 
 struct Taken {

@@ -13,19 +13,23 @@ use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream as _};
+use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
 use super::Gateway;
-use crate::attempt::{Answer, AnswerBody, COMMENT, End, LiveBody, Reply};
-use crate::chat::Usage;
+use crate::actors::slots::OpenRequest;
+use crate::attempt::{Answer, AnswerBody, COMMENT, Call, End, LiveBody, Reply};
+use crate::chat::{FailureClass, Usage};
 use crate::dialect::openai::error_event;
 use crate::error::GatewayError;
 use crate::settings::Backend;
+use crate::story::Story;
 
 const X_BACKEND: HeaderName = HeaderName::from_static("x-stagedoor-backend");
 const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-stagedoor-attempts");
 const X_DROPPED: HeaderName = HeaderName::from_static("x-stagedoor-dropped");
+const X_FAILED: HeaderName = HeaderName::from_static("x-stagedoor-failed");
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -54,6 +58,11 @@ pub(super) struct RequestLog {
     attempts: u32,
     first_content: Option<Duration>,
     usage: Option<Usage>,
+    dropped: SmallVec<[Box<str>; 4]>,
+    call: Option<Arc<Call>>,
+    pool_index: Option<usize>,
+    /// Place among the open requests.
+    open: Option<usize>,
 }
 
 impl RequestLog {
@@ -77,7 +86,25 @@ impl RequestLog {
             attempts: 0,
             first_content: None,
             usage: None,
+            dropped: SmallVec::new(),
+            call: None,
+            pool_index: None,
+            open: None,
         }
+    }
+
+    /// The request is read: from now on it has a story.
+    pub(super) fn opened(&mut self, call: &Arc<Call>, pool: usize) {
+        self.pool_index = Some(pool);
+        let slots = &self.gateway.slots;
+        if slots.tells_stories()
+            && let Some(pool) = &self.pool
+        {
+            let (route, caller) = (self.route.clone(), self.caller.clone());
+            let open = OpenRequest { call: Arc::clone(call), pool: Arc::clone(pool), route, caller };
+            self.open = Some(slots.open.borrow_mut().insert(open));
+        }
+        self.call = Some(Arc::clone(call));
     }
 
     /// The request's root span.
@@ -120,9 +147,51 @@ impl RequestLog {
     }
 }
 
+impl RequestLog {
+    /// The failed tries in short, as `backend:class`; `None` when there was none.
+    fn tried(&self) -> Option<String> {
+        let failures = self.call.as_ref()?.trail.failures();
+        let backends = &self.gateway.shared.settings.backends;
+        let short = |(index, class): &(u16, FailureClass)| {
+            backends.get(usize::from(*index)).map(|backend| format!("{}:{}", backend.name, class.word()))
+        };
+        let all: Vec<String> = failures.iter().filter_map(short).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    /// What remains of the request.
+    fn story(&mut self) -> Option<Story> {
+        let call = self.call.take()?;
+        let duration = self.started.elapsed();
+        Some(Story {
+            id: Arc::clone(&call.id),
+            at: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+            duration,
+            caller: self.caller.take(),
+            route: self.route.take(),
+            pool: self.pool.take(),
+            operation: self.operation,
+            stream: call.is_stream(),
+            status: self.status,
+            outcome: self.outcome,
+            class: self.class,
+            backend: self.backend.take(),
+            model: self.model.take(),
+            attempts: self.attempts,
+            first_content: self.first_content,
+            usage: self.usage,
+            dropped: std::mem::take(&mut self.dropped),
+            trace: call.trail.take(),
+        })
+    }
+}
+
 impl Drop for RequestLog {
     fn drop(&mut self) {
         self.gateway.shared.open_requests.fetch_sub(1, Ordering::Relaxed);
+        if let Some(pool) = self.pool_index {
+            self.gateway.slots.pools[pool].stats.borrow_mut().ended(self.outcome);
+        }
         let usage = self.usage.unwrap_or_default();
         let is_logged = self.gateway.shared.settings.telemetry.access_log;
         let cost = if is_logged { self.cost(&usage) } else { None };
@@ -146,7 +215,15 @@ impl Drop for RequestLog {
         );
         if is_logged {
             let seconds = self.started.elapsed().as_secs_f64();
-            self.span.in_scope(|| tracing::info!(target: "access", seconds, usage_estimated = usage.estimated, "request"));
+            let tried = self.tried();
+            self.span.in_scope(|| tracing::info!(target: "access", seconds, usage_estimated = usage.estimated, tried, "request"));
+        }
+        if let Some(open) = self.open {
+            let gateway = Rc::clone(&self.gateway);
+            gateway.slots.open.borrow_mut().try_remove(open);
+            if let Some(story) = self.story() {
+                gateway.slots.stories.borrow_mut().add(story);
+            }
         }
     }
 }
@@ -204,8 +281,11 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
     let mut answer = match reply {
         Ok(answer) => answer,
         Err(failure) => {
-            let response = error(&failure);
+            let mut response = error(&failure);
             log.failed(&failure, response.status().as_u16());
+            if let Some(tried) = log.tried().and_then(|tried| HeaderValue::try_from(tried).ok()) {
+                response.headers_mut().insert(X_FAILED, tried);
+            }
             return response;
         }
     };
@@ -225,11 +305,18 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
     response.insert_header((X_ATTEMPTS, attempts));
     // Names of fields come from the client: a few of them say enough.
     let is_plain = |name: &&str| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic());
-    let dropped: Vec<&str> = answer.dropped.iter().map(|name| &**name).filter(is_plain).take(32).collect();
+    log.dropped = std::mem::take(&mut answer.dropped);
+    let dropped: Vec<&str> = log.dropped.iter().map(|name| &**name).filter(is_plain).take(32).collect();
     if !dropped.is_empty()
         && let Ok(dropped) = HeaderValue::from_str(&dropped.join(", "))
     {
         response.insert_header((X_DROPPED, dropped));
+    }
+    // Only a request that was tried more than once has a failure to tell.
+    if answer.attempts > 1
+        && let Some(tried) = log.tried().and_then(|tried| HeaderValue::try_from(tried).ok())
+    {
+        response.insert_header((X_FAILED, tried));
     }
     if log.gateway.shared.draining.load(Ordering::Relaxed) {
         response.force_close();

@@ -65,10 +65,17 @@ impl Default for Server {
 }
 
 /// `admin`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Admin {
     pub token: Option<Secret>,
+    pub recent_requests: usize,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { token: None, recent_requests: 4_000 }
+    }
 }
 
 /// `auth`: the word `none`, or keys.
@@ -113,6 +120,51 @@ pub(super) struct Entry {
     pub max_attempts: Option<u32>,
     #[serde(default)]
     pub parking: Parking,
+    pub hedge: Option<Hedge>,
+    pub affinity: Option<Affinity>,
+    pub standby: Option<Standby>,
+}
+
+/// `hedge` of a pool.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Hedge {
+    /// Zero stands for the pool's own p95.
+    pub after: Duration,
+    pub share: f64,
+}
+
+impl Default for Hedge {
+    fn default() -> Self {
+        Self { after: Duration::ZERO, share: 0.05 }
+    }
+}
+
+/// `affinity` of a pool.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Affinity {
+    pub header: String,
+    pub expiry: Duration,
+}
+
+impl Default for Affinity {
+    fn default() -> Self {
+        Self { header: "x-session-id".into(), expiry: Duration::from_secs(300) }
+    }
+}
+
+/// `standby` of a pool.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Standby {
+    pub interval: Duration,
+}
+
+impl Default for Standby {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(300) }
+    }
 }
 
 /// A member of a pool.

@@ -23,7 +23,7 @@ use std::time::Duration;
 use actix_http::header::HeaderValue;
 
 pub use credential::{AuthorizedUser, GoogleCredential, ServiceAccount, SigningKey};
-pub use document::{Fault, Logs, Parking, Server, Simulated, SimulatedDialect, Telemetry};
+pub use document::{Affinity, Fault, Hedge, Logs, Parking, Server, Simulated, SimulatedDialect, Telemetry};
 pub use families::family_of;
 pub use google::{ImageHost, ImageUrls, Vertex};
 pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
@@ -70,6 +70,8 @@ pub struct Settings {
     pub server: Server,
     /// Operator's token.
     pub admin_token: Option<Secret>,
+    /// Requests whose story is kept after their end, in the whole process.
+    pub recent_requests: usize,
     /// Client keys; empty when anybody may call.
     pub keys: Vec<ClientKey>,
     /// All backends, by index.
@@ -308,6 +310,12 @@ pub struct Pool {
     pub max_attempts: u32,
     /// Waiting while every member is starting.
     pub parking: Parking,
+    /// When a second member is asked beside a slow one.
+    pub hedge: Option<Hedge>,
+    /// How a conversation is told from others, to keep it with one member.
+    pub affinity: Option<Affinity>,
+    /// How long its members may be without traffic before they are checked.
+    pub standby: Option<Duration>,
     /// Whether it is the implicit pool of one backend.
     pub implicit: bool,
 }

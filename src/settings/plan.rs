@@ -70,6 +70,7 @@ pub(super) fn plan(
         source: String::new(),
         server: document.server,
         admin_token: document.admin.token,
+        recent_requests: document.admin.recent_requests,
         keys,
         backends,
         pools,
@@ -306,6 +307,7 @@ fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>,
             findings.notes.push(format!("pool `{}` is left out: every member of it is", entry.name));
             continue;
         }
+        check_extras(entry, findings);
         note_mixture(entry, &members, backends, findings);
         pools.push(Arc::new(Pool {
             index: pools.len(),
@@ -317,6 +319,9 @@ fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>,
             deadline: entry.deadline.unwrap_or(DEFAULT_DEADLINE),
             max_attempts: entry.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS),
             parking: entry.parking.clone(),
+            hedge: entry.hedge.clone(),
+            affinity: entry.affinity.clone(),
+            standby: entry.standby.as_ref().map(|standby| standby.interval),
             implicit: false,
         }));
     }
@@ -336,10 +341,29 @@ fn pools(entries: &[Entry], backends: &[Arc<Backend>], declared: &HashSet<&str>,
             deadline: DEFAULT_DEADLINE,
             max_attempts: DEFAULT_MAX_ATTEMPTS,
             parking: super::Parking::default(),
+            hedge: None,
+            affinity: None,
+            standby: None,
             implicit: true,
         }));
     }
     pools
+}
+
+fn check_extras(entry: &Entry, findings: &mut Findings) {
+    let path = format!("backends[{}]", entry.name);
+    if let Some(affinity) = &entry.affinity {
+        if actix_http::header::HeaderName::try_from(affinity.header.as_str()).is_err() {
+            findings.problem(&format!("{path}.affinity.header"), "this is not a valid header name");
+        }
+        // Longer ones could not be told from those that have expired.
+        if affinity.expiry > Duration::from_secs(30 * 86_400) {
+            findings.problem(&format!("{path}.affinity.expiry"), "at most 30d");
+        }
+    }
+    if entry.standby.as_ref().is_some_and(|standby| standby.interval < Duration::from_secs(1)) {
+        findings.problem(&format!("{path}.standby.interval"), "at least 1s");
+    }
 }
 
 fn note_mixture(entry: &Entry, members: &[usize], backends: &[Arc<Backend>], findings: &mut Findings) {

@@ -76,7 +76,10 @@ pub const DOCUMENT: Kind = Kind::Object(&[
     key("server", Kind::Object(SERVER), "where and how the gateway listens"),
     key(
         "admin",
-        Kind::Object(&[key("token", Kind::Secret, "bearer token for /admin; without it only loopback is answered")]),
+        Kind::Object(&[
+            key("token", Kind::Secret, "bearer token for /admin; without it only loopback is answered"),
+            key("recentRequests", Kind::Integer(0, 1_000_000), "requests whose story is kept after their end, default 4000"),
+        ]),
         "operator access",
     ),
     key(
@@ -177,6 +180,31 @@ const POOL: &[Key] = &[
     ),
     key("deadline", Kind::Duration, "time for the whole request, default 10m"),
     key("maxAttempts", Kind::Integer(1, 100), "attempts per request over all members, default 6"),
+    key(
+        "hedge",
+        Kind::Object(&[
+            key(
+                "after",
+                Kind::WordOr("p95", &Kind::Duration),
+                "wait before a second member is asked, default the pool's own p95",
+            ),
+            key("share", Kind::Number(0.001, 1.0), "largest share of requests that are asked twice, default 0.05"),
+        ]),
+        "ask a second member when the first one is slow; absent: never",
+    ),
+    key(
+        "affinity",
+        Kind::Object(&[
+            key("header", Kind::Text, "request header that names the conversation, default x-session-id; else the prompt's head"),
+            key("expiry", Kind::Duration, "how long after its last request a conversation keeps its member, default 5m"),
+        ]),
+        "send a conversation to the same member, so that its provider's prompt cache is hit; absent: never",
+    ),
+    key(
+        "standby",
+        Kind::Object(&[key("interval", Kind::Duration, "how long a member may be without traffic, default 5m")]),
+        "check members without traffic by a request of one token; absent: never",
+    ),
     key(
         "parking",
         Kind::Object(&[

@@ -1,0 +1,277 @@
+//! Stories: what became of each request and why. A [`Trail`] is written along the way, a [`Story`] is what remains of it
+//! when the request has ended; each worker keeps a bounded number of them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use smallvec::SmallVec;
+
+use crate::balance::{Door, Why};
+use crate::chat::{FailureClass, Usage};
+
+/// Tries of one request that are told; requests have few.
+const TOLD_TRIES: usize = 16;
+
+/// What has happened to a request so far. A request stays on its worker, so its lock is never waited for.
+#[derive(Debug, Default)]
+pub struct Trail(Mutex<Trace>);
+
+/// The steps of a request.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    /// Choices of a member, in order.
+    pub choices: SmallVec<[Chosen; 1]>,
+    /// Tries, in order.
+    pub tries: SmallVec<[Try; 1]>,
+}
+
+/// A choice of a member. Times are since the request was taken.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// When.
+    pub at: Duration,
+    /// Index of the chosen backend.
+    pub backend: u16,
+    /// Why it.
+    pub why: Why,
+    /// The members it was compared with, itself among them, best first: index of the backend and score.
+    pub compared: SmallVec<[(u16, f32); 4]>,
+    /// Members that were not asked: index of the backend and why not.
+    pub passed_over: SmallVec<[(u16, Door); 2]>,
+}
+
+/// One try at a backend. Times are since the request was taken.
+#[derive(Debug, Clone)]
+pub struct Try {
+    /// Index of the backend.
+    pub backend: u16,
+    /// Whether it was started beside another one that was slow.
+    pub is_hedge: bool,
+    /// When it began.
+    pub began: Duration,
+    /// When the reply's head had come.
+    pub head: Option<Duration>,
+    /// When the first content had come.
+    pub first_content: Option<Duration>,
+    /// When it ended, and how.
+    pub end: Option<(Duration, TryEnd)>,
+    /// Tokens, where it had a reply.
+    pub usage: Option<Usage>,
+}
+
+/// How a try ended.
+#[derive(Debug, Clone)]
+pub enum TryEnd {
+    /// The reply was delivered whole.
+    Served,
+    /// It failed.
+    Failed(FailureClass, Box<str>),
+    /// The client left, or another try was quicker.
+    Cancelled,
+    /// The stream broke after first content.
+    Truncated(FailureClass),
+    /// A drain deadline or an operator ended it.
+    Cut,
+}
+
+impl Trail {
+    /// Adds a choice.
+    pub fn chose(&self, chosen: Chosen) {
+        let mut trace = self.lock();
+        if trace.choices.len() < TOLD_TRIES {
+            trace.choices.push(chosen);
+        }
+    }
+
+    /// Adds a try; returns its place, for [`Self::amend`].
+    pub fn begin(&self, backend: u16, is_hedge: bool, began: Duration) -> usize {
+        let mut trace = self.lock();
+        if trace.tries.len() < TOLD_TRIES {
+            trace.tries.push(Try { backend, is_hedge, began, head: None, first_content: None, end: None, usage: None });
+            return trace.tries.len() - 1;
+        }
+        usize::MAX
+    }
+
+    /// Changes a try.
+    pub fn amend(&self, place: usize, change: impl FnOnce(&mut Try)) {
+        if let Some(told) = self.lock().tries.get_mut(place) {
+            change(told);
+        }
+    }
+
+    /// The steps so far.
+    pub fn trace(&self) -> Trace {
+        self.lock().clone()
+    }
+
+    /// The steps, which are forgotten here.
+    pub fn take(&self) -> Trace {
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Failed tries in short: `backend index, class`.
+    pub fn failures(&self) -> SmallVec<[(u16, FailureClass); 2]> {
+        let failed = |told: &Try| match &told.end {
+            Some((_, TryEnd::Failed(class, _))) => Some((told.backend, *class)),
+            _ => None,
+        };
+        self.lock().tries.iter().filter_map(failed).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Trace> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is told of a request that has ended.
+#[derive(Debug, Clone)]
+pub struct Story {
+    /// Its id.
+    pub id: Arc<str>,
+    /// When it was taken.
+    pub at: SystemTime,
+    /// How long it took.
+    pub duration: Duration,
+    /// Name of the caller's key.
+    pub caller: Option<Arc<str>>,
+    /// Name of the route.
+    pub route: Option<Arc<str>>,
+    /// Name of the pool.
+    pub pool: Option<Arc<str>>,
+    /// What was asked for.
+    pub operation: Option<&'static str>,
+    /// Whether a stream was asked for.
+    pub stream: bool,
+    /// HTTP status.
+    pub status: u16,
+    /// `served`, `failed`, `cancelled`, `truncated` or `cut`.
+    pub outcome: &'static str,
+    /// Class of its failure.
+    pub class: Option<&'static str>,
+    /// Who served it, or failed last.
+    pub backend: Option<Arc<str>>,
+    /// The model that was asked for upstream.
+    pub model: Option<Box<str>>,
+    /// Tries made.
+    pub attempts: u32,
+    /// To the first content.
+    pub first_content: Option<Duration>,
+    /// Tokens.
+    pub usage: Option<Usage>,
+    /// Request fields that were left out for the backend.
+    pub dropped: SmallVec<[Box<str>; 4]>,
+    /// The steps.
+    pub trace: Trace,
+}
+
+impl Story {
+    /// Whether it was served although a try had failed.
+    pub fn is_absorbed(&self) -> bool {
+        self.outcome == "served" && self.trace.tries.iter().any(|told| matches!(told.end, Some((_, TryEnd::Failed(..)))))
+    }
+
+    /// Whether an operator will look for it: kept apart, so that usual requests do not push it out.
+    pub fn is_notable(&self) -> bool {
+        self.outcome != "served" || self.attempts > 1
+    }
+}
+
+/// The last stories of one worker.
+#[derive(Debug, Default)]
+pub struct Stories {
+    kept: usize,
+    usual: VecDeque<Arc<Story>>,
+    notable: VecDeque<Arc<Story>>,
+}
+
+impl Stories {
+    /// Keeps at most so many, half of them for what did not go smoothly.
+    pub fn new(kept: usize) -> Self {
+        Self { kept, ..Self::default() }
+    }
+
+    /// Whether any is kept.
+    pub fn is_on(&self) -> bool {
+        self.kept > 0
+    }
+
+    /// Adds a story; the oldest makes room.
+    pub fn add(&mut self, story: Story) {
+        let ring = if story.is_notable() { &mut self.notable } else { &mut self.usual };
+        if ring.len() >= self.kept.div_ceil(2) {
+            ring.pop_front();
+        }
+        if self.kept > 0 {
+            ring.push_back(Arc::new(story));
+        }
+    }
+
+    /// The newest stories that match, newest first.
+    pub fn newest(&self, limit: usize, matches: impl Fn(&Story) -> bool) -> Vec<Arc<Story>> {
+        let mut all: Vec<_> =
+            self.usual.iter().rev().chain(self.notable.iter().rev()).filter(|story| matches(story)).cloned().collect();
+        all.sort_by_key(|story| std::cmp::Reverse(story.at));
+        all.truncate(limit);
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn story(number: u64, outcome: &'static str) -> Story {
+        Story {
+            id: number.to_string().into(),
+            at: SystemTime::UNIX_EPOCH + Duration::from_secs(number),
+            duration: Duration::ZERO,
+            caller: None,
+            route: None,
+            pool: None,
+            operation: None,
+            stream: false,
+            status: 200,
+            outcome,
+            class: None,
+            backend: None,
+            model: None,
+            attempts: 1,
+            first_content: None,
+            usage: None,
+            dropped: SmallVec::new(),
+            trace: Trace::default(),
+        }
+    }
+
+    #[test]
+    fn usual_requests_do_not_push_out_the_notable_ones() {
+        let mut stories = Stories::new(10);
+        stories.add(story(0, "failed"));
+        for number in 1..100 {
+            stories.add(story(number, "served"));
+        }
+        let kept = stories.newest(100, |_| true);
+        assert_eq!(kept.len(), 6);
+        assert_eq!((&*kept[0].id, &*kept[5].id), ("99", "0"));
+        assert_eq!(stories.newest(2, |story| story.outcome == "served").len(), 2);
+    }
+
+    #[test]
+    fn none_is_kept_where_none_is_wanted() {
+        let mut stories = Stories::new(0);
+        stories.add(story(1, "failed"));
+        assert!(stories.newest(9, |_| true).is_empty());
+    }
+
+    #[test]
+    fn a_request_with_many_tries_is_told_in_part() {
+        let trail = Trail::default();
+        for number in 0..100 {
+            let place = trail.begin(number, false, Duration::ZERO);
+            trail.amend(place, |told| told.end = Some((Duration::ZERO, TryEnd::Failed(FailureClass::Server, "x".into()))));
+        }
+        assert_eq!(trail.failures().len(), TOLD_TRIES);
+    }
+}
