@@ -12,15 +12,18 @@ use crate::actors::director::Director;
 use crate::actors::pool::Pool;
 use crate::actors::provider::Provider;
 use crate::actors::slots::{Shared, SlotState, Slots, take_jobs};
+use crate::actors::standby::{self, Standby};
 use crate::actors::{
-    Cancel, Down, Job, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart, Restarted, Retire, RetireReport,
-    ShardState, Snapshot,
+    AskStories, Bounce, Bounced, Cancel, Down, Job, OpenStory, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart,
+    Restarted, Retire, RetireReport, ShardState, ShardStories, Snapshot, Unqueue,
 };
 use crate::attempt::{Cut, FlightView};
+use crate::story::Story;
 
 /// The actor.
 pub struct Shard {
     slots: Rc<Slots>,
+    standby: Standby,
 }
 
 impl Shard {
@@ -34,7 +37,7 @@ impl Shard {
         for index in 0..slots.pools.len() {
             *slots.pools[index].addr.borrow_mut() = Some(Pool::start_on(&slots, index));
         }
-        let shard = Self { slots: Rc::clone(&slots) }.start();
+        let shard = Self { slots: Rc::clone(&slots), standby: Standby::of(&slots) }.start();
         *slots.shard.borrow_mut() = Some(shard.clone());
         director.do_send(Register { worker, shard });
         slots
@@ -105,6 +108,13 @@ impl Shard {
 
 impl Actor for Shard {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        // One worker checks for all.
+        if self.slots.worker == 0 && !self.standby.is_idle() {
+            ctx.run_interval(standby::TICK, |shard, _| shard.standby.look(&shard.slots));
+        }
+    }
 }
 
 impl Handler<Down> for Shard {
@@ -133,6 +143,8 @@ impl Handler<Down> for Shard {
         } else {
             format!("crash: {}", down.reason)
         };
+        let kind = if failed { "backend-failed" } else { "crash" };
+        self.slots.shared.journal.note(kind, Some(&backend.name), None, format!("worker {}: {reason}", self.slots.worker));
         *slot.last_reason.borrow_mut() = Some(reason);
         *slot.state.borrow_mut() = SlotState::Down { until: now + wait, failed, generation: down.generation };
         let (index, crashed) = (down.backend, down.generation);
@@ -152,6 +164,9 @@ impl Handler<PoolDown> for Shard {
     type Result = ();
 
     fn handle(&mut self, down: PoolDown, _: &mut Context<Self>) {
+        let name = &self.slots.shared.settings.pools[down.pool].name;
+        let words = format!("worker {}: pool `{name}` crashed: {}", self.slots.worker, down.reason);
+        self.slots.shared.journal.note("crash", None, None, words);
         let slot = &self.slots.pools[down.pool];
         slot.restarts.set(slot.restarts.get() + 1);
         *slot.addr.borrow_mut() = Some(Pool::start_on(&self.slots, down.pool));
@@ -187,10 +202,10 @@ impl Handler<Restart> for Shard {
 impl Handler<Cancel> for Shard {
     type Result = usize;
 
-    fn handle(&mut self, Cancel { id, cut }: Cancel, _: &mut Context<Self>) -> usize {
+    fn handle(&mut self, Cancel { id, backend, cut }: Cancel, _: &mut Context<Self>) -> usize {
         let id = id.as_deref();
         let mut ended = 0;
-        for slot in &self.slots.providers {
+        for (_, slot) in self.slots.providers.iter().enumerate().filter(|(index, _)| backend.is_none_or(|own| own == *index)) {
             if let SlotState::Up(up) = &*slot.state.borrow() {
                 ended += up.flights.cut_all(cut, id);
                 ended += self.refuse_all(take_jobs(&up.queue, id), cut);
@@ -198,7 +213,56 @@ impl Handler<Cancel> for Shard {
             let retiring = slot.retiring.borrow().clone();
             ended += retiring.iter().map(|flights| flights.cut_all(cut, id)).sum::<usize>();
         }
+        if backend.is_some() {
+            return ended;
+        }
         ended + self.slots.pools.iter().map(|slot| self.refuse_all(take_jobs(&slot.parked, id), cut)).sum::<usize>()
+    }
+}
+
+impl Handler<Unqueue> for Shard {
+    type Result = u64;
+
+    fn handle(&mut self, act: Unqueue, _: &mut Context<Self>) -> u64 {
+        let state = self.slots.providers[act.backend].state.borrow();
+        let SlotState::Up(up) = &*state else { return 0 };
+        let jobs = take_jobs(&up.queue, None);
+        let moved = jobs.len() as u64;
+        for job in jobs {
+            if let Some(pool) = self.slots.pool(usize::from(job.0.pool)) {
+                pool.do_send(Bounce { job, why: Bounced::Moved });
+            }
+        }
+        moved
+    }
+}
+
+impl Handler<AskStories> for Shard {
+    type Result = ShardStories;
+
+    fn handle(&mut self, ask: AskStories, _: &mut Context<Self>) -> ShardStories {
+        let now = Instant::now();
+        let is_asked = |id: &str| ask.id.as_ref().is_some_and(|asked| asked == id);
+        let open = self.slots.open.borrow();
+        let open = open.iter().filter(|(_, open)| is_asked(&open.call.id)).map(|(_, open)| OpenStory {
+            id: Arc::clone(&open.call.id),
+            age: open.call.age(now),
+            pool: Arc::clone(&open.pool),
+            route: open.route.clone(),
+            caller: open.caller.clone(),
+            operation: open.call.endpoint.word(),
+            stream: open.call.is_stream(),
+            trace: open.call.trail.trace(),
+        });
+        let matches = |story: &Story| {
+            ask.id.as_ref().is_none_or(|id| **id == *story.id)
+                && ask.outcome.as_deref().is_none_or(|outcome| match outcome {
+                    "absorbed" => story.is_absorbed(),
+                    other => story.outcome == other,
+                })
+        };
+        let ended = self.slots.stories.borrow().newest(ask.limit, matches);
+        ShardStories { worker: self.slots.worker, open: open.collect(), ended }
     }
 }
 

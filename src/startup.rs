@@ -125,7 +125,7 @@ impl Stopper {
         let cut = self.open();
         if cut > 0 {
             // What is left is told why it ends, as far as its client listens.
-            let cancel = Cancel { id: None, cut: Cut::Shutdown };
+            let cancel = Cancel { id: None, backend: None, cut: Cut::Shutdown };
             let _ = self.director.send(CancelRequest(cancel)).await;
             let last = Instant::now() + LAST_WORDS;
             while self.open() > 0 && Instant::now() < last {

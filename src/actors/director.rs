@@ -7,14 +7,21 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::slots::Shared;
-use super::{AskState, CancelRequest, DrainReport, Register, Restart, RestartBackend, RestartReport, ShardState, Snapshot};
+use super::{
+    AskState, Cancel, CancelRequest, DrainBackend, DrainReport, DrainedBackend, FindStories, Register, Restart, RestartBackend,
+    RestartReport, ShardState, ShardStories, Snapshot, Unqueue,
+};
+use crate::attempt::Cut;
 use crate::shard::Shard;
 
 /// How long a worker may take to answer for its state.
 const SNAPSHOT_LIMIT: Duration = Duration::from_millis(250);
+
+/// How often a drain looks whether the backend is empty.
+const DRAIN_TICK: Duration = Duration::from_millis(20);
 
 /// The actor.
 pub struct Director {
@@ -65,6 +72,61 @@ impl Handler<CancelRequest> for Director {
         let questions: Vec<_> = self.shards.iter().map(|(_, shard)| shard.send(message.0.clone())).collect();
         Box::pin(async move { join_all(questions).await.into_iter().filter_map(Result::ok).sum() })
     }
+}
+
+impl Handler<FindStories> for Director {
+    type Result = ResponseFuture<Vec<ShardStories>>;
+
+    fn handle(&mut self, FindStories(ask): FindStories, _: &mut Context<Self>) -> Self::Result {
+        let questions: Vec<_> = self.shards.iter().map(|(_, shard)| timeout(SNAPSHOT_LIMIT, shard.send(ask.clone()))).collect();
+        Box::pin(async move { join_all(questions).await.into_iter().flatten().flatten().collect() })
+    }
+}
+
+impl Handler<DrainBackend> for Director {
+    type Result = ResponseFuture<DrainedBackend>;
+
+    fn handle(&mut self, act: DrainBackend, _: &mut Context<Self>) -> Self::Result {
+        self.acts += 1;
+        let (id, shared, shards) = (format!("drain-{}", self.acts), Arc::clone(&self.shared), self.shards.clone());
+        Box::pin(async move {
+            let start = Instant::now();
+            let backend = &shared.backends[act.backend];
+            backend.drained.store(true, Ordering::Relaxed);
+            let mut report = DrainedBackend {
+                id,
+                backend: shared.settings.backends[act.backend].name.to_string(),
+                in_flight_at_start: backend.permits.used(),
+                ..DrainedBackend::default()
+            };
+            let asked = shards.iter().map(|(_, shard)| shard.send(Unqueue { backend: act.backend }));
+            report.moved = join_all(asked).await.into_iter().flatten().sum();
+            let emptying = until_empty(Arc::clone(&shared), shards, act.backend, act.deadline.map(|deadline| start + deadline));
+            if act.wait {
+                report.cut = emptying.await;
+            } else if act.deadline.is_some() {
+                actix_rt::spawn(emptying);
+            }
+            report.in_flight = backend.permits.used();
+            report.duration_seconds = start.elapsed().as_secs_f64();
+            report
+        })
+    }
+}
+
+/// Waits until a drained backend carries nothing, or is taken in again; cuts what is left at the deadline.
+async fn until_empty(shared: Arc<Shared>, shards: Vec<(usize, Addr<Shard>)>, index: usize, deadline: Option<Instant>) -> usize {
+    let backend = &shared.backends[index];
+    let mut cut = 0;
+    while backend.permits.used() > 0 && backend.drained.load(Ordering::Relaxed) {
+        if cut == 0 && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let cancel = Cancel { id: None, backend: Some(index), cut: Cut::Drain };
+            let asked = shards.iter().map(|(_, shard)| shard.send(cancel.clone()));
+            cut = join_all(asked).await.into_iter().flatten().sum();
+        }
+        tokio::time::sleep(DRAIN_TICK).await;
+    }
+    cut
 }
 
 impl Handler<RestartBackend> for Director {

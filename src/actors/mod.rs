@@ -11,9 +11,9 @@
 //! | [`Crashed`] | a caught panic | provider | none |
 //! | [`Retire`] | shard | provider | none: a [`RetireReport`] when it has drained |
 //! | [`Down`], [`PoolDown`] | provider, pool | [`crate::shard::Shard`] | none |
-//! | [`Restart`], [`Snapshot`], [`Cancel`] | [`director::Director`] | shard | [`Restarted`], [`ShardState`], flights ended |
+//! | [`Restart`], [`Snapshot`], [`Cancel`], [`Unqueue`], [`AskStories`] | [`director::Director`] | shard | [`Restarted`], [`ShardState`], flights ended, jobs moved, [`ShardStories`] |
 //! | [`Register`] | shard | director | none |
-//! | [`RestartBackend`], [`AskState`], [`CancelRequest`] | /admin | director | results |
+//! | [`RestartBackend`], [`DrainBackend`], [`AskState`], [`FindStories`], [`CancelRequest`] | /admin | director | results |
 //!
 //! Requests stay on their worker; only what the director sends and gets crosses threads, and that is plain data.
 
@@ -22,6 +22,7 @@ mod hedge;
 pub mod pool;
 pub mod provider;
 pub mod slots;
+pub(crate) mod standby;
 mod view;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use tokio::sync::oneshot;
 use crate::attempt::{Call, Cut, FlightView, Ledger, Reply, ReplySender, Settled};
 use crate::balance::MemberStats;
 use crate::chat::Failure;
+use crate::story::{Story, Trace};
 
 /// A request for a pool.
 #[derive(Message)]
@@ -257,6 +259,8 @@ pub struct PoolState {
 pub struct Cancel {
     /// The request's id; `None` means every request.
     pub id: Option<String>,
+    /// Index of the backend; `None` means every backend.
+    pub backend: Option<usize>,
     /// On whose account.
     pub cut: Cut,
 }
@@ -313,6 +317,94 @@ pub struct DrainReport {
     /// By worker.
     pub workers: Vec<RetireReport>,
 }
+
+/// Give the jobs that wait for a backend back to their pools.
+#[derive(Message)]
+#[rtype(result = "u64")]
+pub struct Unqueue {
+    /// Index of the backend.
+    pub backend: usize,
+}
+
+/// Take a backend out everywhere: it gets no more requests, what it carries may finish.
+#[derive(Message)]
+#[rtype(result = "DrainedBackend")]
+pub struct DrainBackend {
+    /// Index of the backend.
+    pub backend: usize,
+    /// When what is left is cut; `None` never cuts.
+    pub deadline: Option<Duration>,
+    /// Whether to await the end of what it carries.
+    pub wait: bool,
+}
+
+/// What became of a drain.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct DrainedBackend {
+    /// Number of the act.
+    pub id: String,
+    /// Which backend.
+    pub backend: String,
+    /// Requests it carried when it was taken out.
+    pub in_flight_at_start: u32,
+    /// Requests it carries still.
+    pub in_flight: u32,
+    /// Waiting jobs that were given to other members.
+    pub moved: u64,
+    /// Requests that the deadline ended.
+    pub cut: usize,
+    /// Seconds until now.
+    pub duration_seconds: f64,
+}
+
+/// Ask a worker for stories.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "ShardStories")]
+pub struct AskStories {
+    /// Only of requests with this id, those in flight too.
+    pub id: Option<String>,
+    /// Only with this outcome, or `absorbed`.
+    pub outcome: Option<String>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// One worker's stories.
+#[derive(Debug, Default, MessageResponse)]
+pub struct ShardStories {
+    /// Worker thread.
+    pub worker: usize,
+    /// Requests in flight, where an id was asked for.
+    pub open: Vec<OpenStory>,
+    /// Requests that have ended, newest first.
+    pub ended: Vec<Arc<Story>>,
+}
+
+/// A request in flight.
+#[derive(Debug)]
+pub struct OpenStory {
+    /// Its id.
+    pub id: Arc<str>,
+    /// Since it was taken.
+    pub age: Duration,
+    /// Name of its pool.
+    pub pool: Arc<str>,
+    /// Name of its route.
+    pub route: Option<Arc<str>>,
+    /// Name of the caller's key.
+    pub caller: Option<Arc<str>>,
+    /// What was asked for.
+    pub operation: &'static str,
+    /// Whether a stream was asked for.
+    pub stream: bool,
+    /// What has happened.
+    pub trace: Trace,
+}
+
+/// Ask every worker for stories.
+#[derive(Message)]
+#[rtype(result = "Vec<ShardStories>")]
+pub struct FindStories(pub AskStories);
 
 /// Ask for the state of every worker.
 #[derive(Message)]

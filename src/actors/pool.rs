@@ -401,6 +401,7 @@ impl Core {
                 parts.ledger.tried.push(member);
                 parts.ledger.note(failure);
                 let may_go_on = verdict.next_member
+                    && (parts.call.repeatable || !parts.ledger.sent)
                     && parts.ledger.attempts < parts.ledger.max_attempts
                     && (is_passed_over || is_first || self.spend_retry(member));
                 if !may_go_on {

@@ -330,6 +330,8 @@ impl Circuit {
         if before == 0 {
             self.opened.store(now.raw(), Ordering::Relaxed);
         }
+        // What has just failed is not probed at once.
+        self.probed.store(now.raw(), Ordering::Release);
         self.lease.store(0, Ordering::Release);
         Some(Transition::Opened { until, class, streak, trips })
     }
@@ -498,11 +500,11 @@ mod tests {
         assert_eq!(soft.admit(at(1), LEASE, true), Admission::Pass);
         let hard = Circuit::default();
         fail(&hard, FailureClass::RateLimited, Some(Duration::from_secs(20)), 0);
-        let Admission::Probe(lease) = hard.admit(at(1), LEASE, true) else { panic!("the first one probes") };
-        assert!(matches!(hard.admit(at(2), LEASE, true), Admission::Refused { .. }));
+        assert!(matches!(hard.admit(at(1), LEASE, true), Admission::Refused { .. }), "not within a second");
+        let Admission::Probe(lease) = hard.admit(at(1_001), LEASE, true) else { panic!("then one probes") };
+        assert!(matches!(hard.admit(at(3_000), LEASE, true), Admission::Refused { .. }), "and no second one beside it");
         hard.release(lease);
-        assert!(matches!(hard.admit(at(900), LEASE, true), Admission::Refused { .. }), "not within a second");
-        assert!(matches!(hard.admit(at(1_001), LEASE, true), Admission::Probe(_)));
+        assert!(matches!(hard.admit(at(3_000), LEASE, true), Admission::Probe(_)));
     }
 
     #[test]

@@ -1,30 +1,29 @@
-//! The operator's API: the live tree, what is in flight, restart and cancel.
+//! The operator's API: access, and the live tree with everything it counts.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, web};
-use serde::Deserialize;
+use actix_web::{HttpRequest, HttpResponse};
 use serde_json::{Map, Value, json};
 
 use super::{Gateway, auth, reply};
-use crate::actors::{AskState, Cancel, CancelRequest, RestartBackend, ShardState};
-use crate::attempt::Cut;
-use crate::balance::MemberStats;
+use crate::actors::slots::{OUTCOMES, SharedBackend};
+use crate::actors::{AskState, ShardState};
+use crate::balance::{Circuit, CircuitState, MemberStats, ModelSlot, Moment};
 use crate::chat::FailureClass;
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
-use crate::settings::parse_duration;
+use crate::settings::{Child, Node, Pool};
 
-fn enter(request: &HttpRequest, is_act: bool) -> Result<Rc<Gateway>, HttpResponse> {
+pub(super) fn enter(request: &HttpRequest, is_act: bool) -> Result<Rc<Gateway>, HttpResponse> {
     let gateway = request.app_data::<Rc<Gateway>>().map(Rc::clone).ok_or_else(|| reply::error(&GatewayError::Internal))?;
     auth::operator(request, &gateway.shared.settings, is_act).map_err(|error| reply::error(&error))?;
     Ok(gateway)
 }
 
-async fn shards(gateway: &Gateway) -> Vec<Result<ShardState, usize>> {
+pub(super) async fn shards(gateway: &Gateway) -> Vec<Result<ShardState, usize>> {
     gateway.director.send(AskState).await.unwrap_or_default()
 }
 
@@ -48,6 +47,7 @@ pub(super) async fn state(request: HttpRequest) -> HttpResponse {
         "late_workers": late,
         "backends": backends(&gateway, &shards),
         "pools": pools(&gateway, &shards),
+        "events": shared.journal.after(0),
     }))
 }
 
@@ -58,8 +58,17 @@ fn backends(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
         let sum =
             |count: &dyn Fn(&crate::actors::ProviderState) -> u64| workers.iter().map(|(_, state)| count(state)).sum::<u64>();
         let permits = &shared.backends[index].permits;
+        let health = &shared.backends[index].health;
+        let now = shared.clock.now();
+        let ago = |at: Option<Moment>| at.map(|at| now.since(at).as_secs_f64());
         json!({
             "name": &*backend.name,
+            "condition": condition(&shared.backends[index], &workers, now),
+            "drained": shared.backends[index].drained.load(Ordering::Relaxed),
+            "circuit": circuit(&health.circuit, now),
+            "models": health.slots().iter().filter_map(|slot| model(slot, now)).collect::<Vec<_>>(),
+            "last_served_seconds_ago": ago(health.last().0),
+            "last_failed_seconds_ago": ago(health.last().1),
             "type": backend.kind.word(),
             "dialect": Dialect::of(backend).word(),
             "generation": workers.iter().map(|(_, state)| state.generation).max(),
@@ -76,7 +85,57 @@ fn backends(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
     shared.settings.backends.iter().enumerate().map(describe).collect()
 }
 
-fn with_worker(worker: usize, state: &impl serde::Serialize) -> Value {
+/// How a backend is, in one word; what is not known is not called well.
+fn condition(shared: &SharedBackend, workers: &[(usize, &crate::actors::ProviderState)], now: Moment) -> &'static str {
+    const RECENT: Duration = Duration::from_secs(300);
+    let all = |word: &str| !workers.is_empty() && workers.iter().all(|(_, provider)| provider.state == word);
+    let health = &shared.health;
+    let some_open = health.slots().iter().any(|slot| slot.circuit.state(now) != CircuitState::Closed);
+    let recently = |at: Option<Moment>| at.is_some_and(|at| now.since(at) < RECENT);
+    match health.circuit.state(now) {
+        _ if shared.drained.load(Ordering::Relaxed) => "drained",
+        _ if all("failed") => "failed",
+        _ if all("backing-off") => "starting",
+        CircuitState::Open { .. } => "open",
+        CircuitState::HalfOpen { .. } => "half-open",
+        CircuitState::Closed if some_open => "ailing",
+        CircuitState::Closed if recently(health.last().0) => "well",
+        CircuitState::Closed if recently(health.last().1) => "ailing",
+        CircuitState::Closed => "unknown",
+    }
+}
+
+fn circuit(circuit: &Circuit, now: Moment) -> Value {
+    let state = circuit.state(now);
+    let (class, until) = match state {
+        CircuitState::Closed => (None, None),
+        CircuitState::Open { until, class } => (Some(class), Some(until.since(now).as_secs_f64())),
+        CircuitState::HalfOpen { class, .. } => (Some(class), None),
+    };
+    json!({
+        "state": state.word(),
+        "class": class.map(FailureClass::word),
+        "until_seconds": until,
+        "since_seconds": circuit.opened_at().map(|at| now.since(at).as_secs_f64()),
+        "failures_in_a_row": circuit.streak(),
+    })
+}
+
+/// A model that has been asked for, or whose circuit is not closed.
+fn model(slot: &ModelSlot, now: Moment) -> Option<Value> {
+    let (first, token) = slot.pulse.averages();
+    let is_closed = slot.circuit.state(now) == CircuitState::Closed;
+    if first.is_none() && token.is_none() && is_closed {
+        return None;
+    }
+    let mut described = circuit(&slot.circuit, now);
+    described["model"] = json!(&*slot.model);
+    described["first_content_seconds"] = json!(first);
+    described["seconds_per_token"] = json!(token);
+    Some(described)
+}
+
+pub(super) fn with_worker(worker: usize, state: &impl serde::Serialize) -> Value {
     let mut described = serde_json::to_value(state).unwrap_or(Value::Null);
     described["worker"] = json!(worker);
     described
@@ -95,11 +154,13 @@ fn pools(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
                 for state in &states {
                     merged.merge(&state.members[place]);
                 }
-                member(&settings.backends[*backend].name, &merged)
+                let mut described = member(&settings.backends[*backend].name, &merged);
+                described["weight"] = json!(weight_of(&plan.tree.children, place, &gateway.shared.pools[plan.index]));
+                described
             })
             .collect();
         let sum = |count: &dyn Fn(&crate::actors::PoolState) -> u64| states.iter().map(|state| count(state)).sum::<u64>();
-        json!({
+        let mut described = json!({
             "name": &*plan.name,
             "implicit": plan.implicit,
             "strategy": plan.tree.strategy.word(),
@@ -107,6 +168,7 @@ fn pools(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
             "requests": sum(&|state| state.requests),
             "absorbed": sum(&|state| state.absorbed),
             "refused": sum(&|state| state.refused),
+            "outcomes": outcomes(&states),
             "parked": sum(&|state| state.parked as u64),
             "restarts": sum(&|state| u64::from(state.restarts)),
             "members": members,
@@ -116,9 +178,44 @@ fn pools(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
                 "parked": shard.pools[plan.index].parked,
                 "restarts": shard.pools[plan.index].restarts,
             })).collect::<Vec<_>>(),
-        })
+        });
+        if let Value::Object(fields) = &mut described {
+            fields.append(&mut extras(plan, &states));
+        }
+        described
     };
     settings.pools.iter().map(describe).collect()
+}
+
+/// Present weight of a member, by its first place in the tree.
+fn weight_of(children: &[Child], leaf: usize, shared: &crate::actors::slots::SharedPool) -> Option<f64> {
+    children.iter().find_map(|child| match &child.node {
+        Node::Leaf(own) => (*own == leaf).then(|| shared.weight(child.edge)),
+        Node::Group(inner) => weight_of(&inner.children, leaf, shared),
+    })
+}
+
+/// How a pool's requests have ended so far; those that are open are missing.
+fn outcomes(states: &[&crate::actors::PoolState]) -> Value {
+    let sums = OUTCOMES.iter().enumerate().map(|(place, word)| {
+        let sum: u64 = states.iter().map(|state| state.outcomes[place]).sum();
+        ((*word).to_owned(), json!(sum))
+    });
+    Value::Object(sums.collect())
+}
+
+/// What hedging and affinity did, where a pool has them.
+fn extras(plan: &Pool, states: &[&crate::actors::PoolState]) -> Map<String, Value> {
+    let mut extras = Map::new();
+    if plan.hedge.is_some() {
+        let sum = |count: fn(&(u64, u64)) -> u64| states.iter().map(|state| count(&state.hedges)).sum::<u64>();
+        extras.insert("hedges".into(), json!({ "started": sum(|hedges| hedges.0), "won": sum(|hedges| hedges.1) }));
+    }
+    if plan.affinity.is_some() {
+        let sum = |place: usize| states.iter().map(|state| state.conversations[place]).sum::<u64>();
+        extras.insert("conversations".into(), json!({ "kept": sum(0), "moved": sum(1), "new": sum(2) }));
+    }
+    extras
 }
 
 fn member(backend: &str, stats: &MemberStats) -> Value {
@@ -144,95 +241,16 @@ fn member(backend: &str, stats: &MemberStats) -> Value {
         "duration_seconds": { "p50": seconds(stats.duration.quantile(0.5)), "p99": seconds(stats.duration.quantile(0.99)) },
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.completion_tokens,
+        "cached_tokens": stats.cached_tokens,
+        "cache_hit_ratio": (stats.prompt_tokens > 0).then(|| stats.cached_tokens as f64 / stats.prompt_tokens as f64),
     })
 }
 
-/// `GET /admin/api/requests`: what is in flight, longest first.
-pub(super) async fn requests(request: HttpRequest) -> HttpResponse {
-    let gateway = match enter(&request, false) {
-        Ok(gateway) => gateway,
-        Err(refusal) => return refusal,
-    };
-    let settings = &gateway.shared.settings;
-    let mut flights: Vec<(f64, Value)> = Vec::new();
-    for shard in shards(&gateway).await.into_iter().flatten() {
-        for (index, provider) in shard.providers.iter().enumerate() {
-            for flight in &provider.flights {
-                let mut described = with_worker(shard.worker, flight);
-                described["backend"] = json!(&*settings.backends[index].name);
-                flights.push((flight.age_seconds, described));
-            }
-        }
-        for (index, pool) in shard.pools.iter().enumerate() {
-            for job in &pool.waiting {
-                let mut described = with_worker(shard.worker, job);
-                described["pool"] = json!(&*settings.pools[index].name);
-                flights.push((job.age_seconds, described));
-            }
-        }
-    }
-    flights.sort_by(|a, b| b.0.total_cmp(&a.0));
-    HttpResponse::Ok().json(json!({ "in_flight": flights.into_iter().map(|(_, flight)| flight).collect::<Vec<_>>() }))
-}
-
-/// `DELETE /admin/api/requests/{id}`: ends a request.
-pub(super) async fn cancel(request: HttpRequest) -> HttpResponse {
-    let gateway = match enter(&request, true) {
-        Ok(gateway) => gateway,
-        Err(refusal) => return refusal,
-    };
-    let id: String = request.match_info().get("id").unwrap_or_default().chars().take(128).collect();
-    let ended = gateway.director.send(CancelRequest(Cancel { id: Some(id.clone()), cut: Cut::Operator })).await.unwrap_or(0);
-    tracing::info!(target: "audit", act = "cancel", request = %id, ended, "operator's act");
-    if ended == 0 {
-        return not_found(&format!("no request with the id `{id}` is in flight"));
-    }
-    HttpResponse::Ok().json(json!({ "id": id, "ended": ended }))
-}
-
-/// Options of a restart.
-#[derive(Deserialize)]
-pub(super) struct RestartOptions {
-    deadline: Option<String>,
-    wait: Option<String>,
-}
-
-/// `POST /admin/api/backends/{name}/restart`.
-pub(crate) async fn restart(request: HttpRequest) -> HttpResponse {
-    let gateway = match enter(&request, true) {
-        Ok(gateway) => gateway,
-        Err(refusal) => return refusal,
-    };
-    let name = request.match_info().get("name").unwrap_or_default();
-    let Some(backend) = gateway.shared.settings.backends.iter().find(|backend| *backend.name == *name) else {
-        return not_found(&format!("there is no backend with the name `{}`", name.chars().take(64).collect::<String>()));
-    };
-    let Ok(options) = web::Query::<RestartOptions>::from_query(request.query_string()) else {
-        return refuse(StatusCode::BAD_REQUEST, "the options are `deadline` and `wait`, each once", "invalid_value");
-    };
-    let deadline = match options.deadline.as_deref().map(parse_duration).transpose() {
-        Ok(deadline) => deadline,
-        Err(reason) => return refuse(StatusCode::BAD_REQUEST, &format!("`deadline`: {reason}"), "invalid_value"),
-    };
-    let wait = options.wait.as_deref().is_some_and(|wait| matches!(wait, "1" | "true"));
-    let act = RestartBackend { backend: backend.index, deadline, wait };
-    match gateway.director.send(act).await {
-        Ok(Ok(report)) => {
-            tracing::info!(target: "audit", act = "restart", backend = %backend.name, id = %report.id, generation = report.generation, "operator's act");
-            let status = if wait { StatusCode::OK } else { StatusCode::ACCEPTED };
-            HttpResponse::build(status).json(report)
-        }
-        Ok(Err(())) | Err(_) => {
-            refuse(StatusCode::SERVICE_UNAVAILABLE, "a worker did not take the restart; ask again", "worker_gone")
-        }
-    }
-}
-
-fn not_found(message: &str) -> HttpResponse {
+pub(super) fn not_found(message: &str) -> HttpResponse {
     refuse(StatusCode::NOT_FOUND, message, "not_found")
 }
 
-fn refuse(status: StatusCode, message: &str, code: &str) -> HttpResponse {
+pub(super) fn refuse(status: StatusCode, message: &str, code: &str) -> HttpResponse {
     HttpResponse::build(status)
         .json(json!({ "error": { "message": message, "type": "invalid_request_error", "param": null, "code": code } }))
 }

@@ -1,6 +1,7 @@
 //! The HTTP surface: the route table on one screen. Everything that is not fixed here goes to the front end, which
 //! matches the configured routes.
 
+mod acts;
 mod admin;
 mod auth;
 mod body;
@@ -11,6 +12,7 @@ mod passthrough;
 mod reply;
 mod routes;
 mod span;
+mod stories;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -59,9 +61,17 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::scope("/admin/api")
                 .service(get("/state").route(web::get().to(admin::state)))
-                .service(get("/requests").route(web::get().to(admin::requests)))
-                .service(only("/requests/{id}", reply::only_delete).route(web::delete().to(admin::cancel)))
-                .service(only("/backends/{name}/restart", reply::only_post).route(web::post().to(admin::restart)))
+                .service(get("/requests").route(web::get().to(stories::list)))
+                .service(
+                    only("/requests/{id}", reply::only_get_or_delete)
+                        .route(web::get().to(stories::one))
+                        .route(web::delete().to(acts::cancel)),
+                )
+                .service(act("/backends/{name}/restart").route(web::post().to(acts::restart)))
+                .service(act("/backends/{name}/drain").route(web::post().to(acts::drain)))
+                .service(act("/backends/{name}/resume").route(web::post().to(acts::resume)))
+                .service(act("/backends/{name}/reset").route(web::post().to(acts::reset)))
+                .service(act("/backends/{name}/weight").route(web::post().to(acts::weight)))
                 .default_service(web::to(reply::unknown_path)),
         )
         // A scope is matched by its prefix; a pattern here would cost every request a search.
@@ -76,6 +86,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
 /// A fixed path that takes GET; other methods are told so.
 fn get(path: &str) -> Resource {
     web::resource(path).default_service(web::to(reply::only_get))
+}
+
+/// A fixed path that takes POST.
+fn act(path: &str) -> Resource {
+    only(path, reply::only_post)
 }
 
 /// A fixed path with another answer to wrong methods.

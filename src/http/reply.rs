@@ -267,9 +267,9 @@ pub(crate) async fn only_post(request: HttpRequest) -> HttpResponse {
     wrong_method(&request, "POST")
 }
 
-/// The answer to a wrong method where only DELETE is right.
-pub(crate) async fn only_delete(request: HttpRequest) -> HttpResponse {
-    wrong_method(&request, "DELETE")
+/// The answer to a wrong method where only GET and DELETE are right.
+pub(crate) async fn only_get_or_delete(request: HttpRequest) -> HttpResponse {
+    wrong_method(&request, "GET, DELETE")
 }
 
 fn wrong_method(request: &HttpRequest, allow: &str) -> HttpResponse {

@@ -9,6 +9,7 @@ mod images;
 mod network;
 mod panics;
 mod permits;
+mod pools;
 mod process;
 mod restarts;
 mod streams;

@@ -274,6 +274,8 @@ async fn obedient(hung_up: watch::Sender<usize>) -> Provider {
 
 async fn only_permit_is_back(gateway: &Gateway, after: &str) {
     eventually(after, || async { gateway.backend("up").await["permits"]["used"] == 0 }).await;
+    // What has failed so far must not keep the circuit open.
+    assert_eq!(gateway.send("POST", "/admin/api/backends/up/reset", &[], b"").await.status, 200);
     let reply = gateway.chat("up", "answer").await;
     assert_eq!(reply.status, 200, "after {after}: {}", reply.text());
     assert_eq!(gateway.backend("up").await["in_flight"], 0);

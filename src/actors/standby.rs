@@ -1,0 +1,139 @@
+//! Standby: members that had no traffic for a while are checked by the cheapest call there is, so that a dead fallback is
+//! known before it is needed. One worker does it for the process.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::Dispatch;
+use super::slots::{SlotState, Slots};
+use crate::attempt::{BodyHold, Call, Reply};
+use crate::balance::CircuitState;
+use crate::chat::{Endpoint, FailureClass, Shape, scan};
+use crate::error::GatewayError;
+use crate::settings::Backend;
+use crate::story::Trail;
+
+/// How often members are looked at.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
+/// Longest wait for a check's answer.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The backends that are checked: index, how long they may be without traffic, and what their last check said.
+pub(crate) struct Standby {
+    watched: Vec<Watched>,
+}
+
+struct Watched {
+    backend: usize,
+    interval: Duration,
+    last: Option<Instant>,
+    was_well: Rc<std::cell::Cell<Option<bool>>>,
+}
+
+impl Standby {
+    /// The members of every pool that wants it.
+    pub(crate) fn of(slots: &Slots) -> Self {
+        let settings = &slots.shared.settings;
+        let interval = |backend: usize| {
+            settings.pools.iter().filter(|pool| pool.members.contains(&backend)).filter_map(|pool| pool.standby).min()
+        };
+        let watched = (0..settings.backends.len())
+            .filter_map(|backend| Some(Watched { backend, interval: interval(backend)?, last: None, was_well: Rc::default() }))
+            .collect();
+        Self { watched }
+    }
+
+    /// Whether there is nothing to do, ever.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.watched.is_empty()
+    }
+
+    /// Starts the checks that are due.
+    pub(crate) fn look(&mut self, slots: &Rc<Slots>) {
+        let now = Instant::now();
+        for watched in &mut self.watched {
+            let is_recent = |at: Option<Instant>| at.is_some_and(|at| now.duration_since(at) < watched.interval);
+            if is_recent(watched.last)
+                || has_traffic(slots, watched.backend, watched.interval)
+                || !may_ask(slots, watched.backend)
+            {
+                continue;
+            }
+            watched.last = Some(now);
+            actix_rt::spawn(check(Rc::clone(slots), watched.backend, Rc::clone(&watched.was_well)));
+        }
+    }
+}
+
+fn has_traffic(slots: &Slots, backend: usize, interval: Duration) -> bool {
+    let now = slots.shared.clock.now();
+    let (served, failed) = slots.shared.backends[backend].health.last();
+    served.into_iter().chain(failed).any(|at| now.since(at) < interval)
+}
+
+/// An open circuit is asked again when its time has come, and a drained backend not at all.
+fn may_ask(slots: &Slots, backend: usize) -> bool {
+    let shared = &slots.shared.backends[backend];
+    let is_open = matches!(shared.health.circuit.state(slots.shared.clock.now()), CircuitState::Open { .. });
+    let is_up = matches!(*slots.providers[backend].state.borrow(), SlotState::Up(_));
+    is_up && !is_open && !shared.drained.load(Ordering::Relaxed)
+}
+
+/// One request of one token, by the pool of one that every backend has.
+async fn check(slots: Rc<Slots>, index: usize, was_well: Rc<std::cell::Cell<Option<bool>>>) {
+    let backend = Arc::clone(&slots.shared.settings.backends[index]);
+    let Some(pool) = slots.shared.settings.pools.iter().find(|pool| pool.implicit && pool.members == [index]) else { return };
+    let (Some(address), Some(call)) = (slots.pool(pool.index), call(&slots, &backend)) else { return };
+    let begun = Instant::now();
+    let Ok(reply) = address.send(Dispatch(call)).await else { return };
+    let outcome = if reply.is_ok() { "served" } else { "failed" };
+    slots.pools[pool.index].stats.borrow_mut().ended(outcome);
+    let (is_well, words) = match verdict(&reply) {
+        Ok(()) => (true, format!("answers, after {} ms", begun.elapsed().as_millis())),
+        Err(reason) => (false, reason),
+    };
+    if was_well.replace(Some(is_well)) != Some(is_well) {
+        let kind = if is_well { "standby-well" } else { "standby-ill" };
+        tracing::info!(backend = %backend.name, is_well, reason = %words, "standby checked");
+        slots.shared.journal.note(kind, Some(&backend.name), None, words);
+    }
+}
+
+/// A provider that finds fault with the request is there and takes the key: that is what is asked.
+fn verdict(reply: &Reply) -> Result<(), String> {
+    match reply {
+        Ok(_) => Ok(()),
+        Err(GatewayError::Upstream(failure)) if failure.class == FailureClass::Caller => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn call(slots: &Slots, backend: &Backend) -> Option<Arc<Call>> {
+    let model = backend.default_model.as_ref().or_else(|| backend.aliases.keys().next());
+    let model = model.map_or("simulated", String::as_str);
+    let body = json!({ "model": model, "max_tokens": 1, "messages": [{ "role": "user", "content": "." }] });
+    let body = Bytes::from(body.to_string());
+    let now = Instant::now();
+    Some(Arc::new(Call {
+        id: format!("standby-{}", backend.name).into(),
+        endpoint: Endpoint::Chat,
+        scan: scan(&body, Shape::Chat).ok()?,
+        body,
+        hold: BodyHold::new(&slots.shared.body_bytes),
+        model_at: Some(0),
+        deadline: now + LIMIT,
+        started: now,
+        span: tracing::Span::none(),
+        passthrough: None,
+        touched: AtomicBool::new(false),
+        repeatable: true,
+        conversation: None,
+        trail: Trail::default(),
+    }))
+}

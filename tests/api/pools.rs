@@ -1,0 +1,455 @@
+//! Pools: circuits, strategies, hedges, conversations, standby checks, stories, and the operator's acts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Gateway, Provider, Reply, backend, chat_body, completion, eventually};
+
+/// A provider that fails with this status while the switch is on, and else answers with its name.
+async fn switched(name: &'static str, status: u16, failing: &Arc<AtomicBool>) -> Provider {
+    let failing = Arc::clone(failing);
+    Provider::start(move |_, mut wire| {
+        let fails = failing.load(Ordering::SeqCst);
+        async move {
+            if fails {
+                wire.json(status, &json!({ "error": { "message": "no", "type": "t", "code": null } })).await;
+            } else {
+                wire.json(200, &completion(name)).await;
+            }
+            Some(wire)
+        }
+    })
+    .await
+}
+
+fn switch(on: bool) -> Arc<AtomicBool> {
+    Arc::new(AtomicBool::new(on))
+}
+
+fn pool(strategy: &str, members: &str, more: &str) -> String {
+    format!("  - {{ name: p, type: pool, strategy: {strategy}, backends: [ {members} ], {more} }}\n")
+}
+
+fn said(reply: &Reply) -> String {
+    reply.json()["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn act(gateway: &Gateway, path: &str) -> Reply {
+    gateway.send("POST", &format!("/admin/api/backends/{path}"), &[], b"").await
+}
+
+async fn pool_state(gateway: &Gateway) -> Value {
+    gateway.state().await["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == "p").cloned().unwrap()
+}
+
+async fn with_header(gateway: &Gateway, name: &str, value: &str, body: &Value) -> Reply {
+    let headers = [("content-type", "application/json"), (name, value)];
+    gateway.send("POST", "/v1/chat/completions", &headers, body.to_string().as_bytes()).await
+}
+
+#[tokio::test]
+async fn a_member_that_keeps_failing_is_not_asked_until_one_probe_has_found_it_well() {
+    let failing = switch(true);
+    let (ill, well) = (switched("ill", 500, &failing).await, Provider::saying("well").await);
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}",
+        backend("a", &ill.endpoint(), "maxRetries: 0, circuit: { coolDown: 300ms }"),
+        backend("b", &well.endpoint(), ""),
+        pool("weighted", "{ name: a, weight: 1 }, { name: b, weight: 0 }", ""),
+    ));
+    for _ in 0..5 {
+        let reply = gateway.chat("p", "x").await;
+        assert_eq!((reply.status, reply.header("x-stagedoor-attempts")), (200, Some("2")));
+        assert_eq!(reply.header("x-stagedoor-failed"), Some("a:server_error"));
+    }
+    let state = gateway.backend("a").await;
+    assert_eq!((&state["condition"], &state["models"][0]["state"]), (&json!("ailing"), &json!("open")), "{state}");
+    assert!(state["models"][0]["until_seconds"].as_f64().unwrap() > 0.0);
+    let asked = ill.requests().len();
+    let reply = gateway.chat("p", "x").await;
+    assert_eq!((reply.header("x-stagedoor-attempts"), reply.header("x-stagedoor-backend")), (Some("1"), Some("b")));
+    assert_eq!(ill.requests().len(), asked, "it is left alone");
+    // Still ill: one probe, which is absorbed, and a longer cool-down.
+    tokio::time::sleep(Duration::from_millis(310)).await;
+    assert_eq!(gateway.chat("p", "x").await.header("x-stagedoor-attempts"), Some("2"));
+    assert_eq!(gateway.chat("p", "x").await.header("x-stagedoor-attempts"), Some("1"));
+    assert_eq!(ill.requests().len(), asked + 1);
+    failing.store(false, Ordering::SeqCst);
+    eventually("the member is asked again", || async { said(&gateway.chat("p", "x").await) == "ill" }).await;
+    assert_eq!(gateway.backend("a").await["models"][0]["state"], "closed");
+    let events = gateway.state().await["events"].clone();
+    let kinds: Vec<&str> = events.as_array().unwrap().iter().map(|event| event["kind"].as_str().unwrap()).collect();
+    assert!(kinds.starts_with(&["circuit-open", "circuit-open"]) && kinds.last() == Some(&"circuit-closed"), "{events}");
+    assert!(events[0]["words"].as_str().unwrap().contains("server_error, 5 in a row"), "{events}");
+}
+
+#[tokio::test]
+async fn a_rate_limited_member_alone_is_answered_for_by_its_circuit_and_probed_once_a_second() {
+    let failing = switch(true);
+    let provider = switched("up", 429, &failing).await;
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), "maxRetries: 0")));
+    assert_eq!(gateway.chat("up", "x").await.status, 429);
+    let reply = gateway.chat("up", "x").await;
+    assert_eq!(reply.status, 429);
+    assert_eq!(gateway.chat("up", "x").await.status, 429);
+    assert_eq!(provider.requests().len(), 1, "the circuit answers");
+    let wait: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+    failing.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(gateway.chat("up", "x").await.status, 200, "a probe passes long before the cool-down ends");
+    assert_eq!(gateway.chat("up", "x").await.status, 200);
+}
+
+#[tokio::test]
+async fn with_every_circuit_open_the_least_bad_member_is_asked_nevertheless() {
+    let failing = switch(true);
+    let provider = switched("up", 503, &failing).await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}",
+        backend("up", &provider.endpoint(), "maxRetries: 0, circuit: { overloaded: 1h }")
+    ));
+    for _ in 0..3 {
+        assert_eq!(gateway.chat("up", "x").await.status, 503);
+    }
+    assert_eq!(provider.requests().len(), 3);
+    assert_eq!(gateway.backend("up").await["models"][0]["state"], "open");
+    failing.store(false, Ordering::SeqCst);
+    assert_eq!(gateway.chat("up", "x").await.status, 200);
+    assert_eq!(gateway.backend("up").await["models"][0]["state"], "closed");
+}
+
+#[tokio::test]
+async fn a_refused_key_takes_the_whole_backend_out_and_a_reset_brings_it_back() {
+    let failing = switch(true);
+    let (ill, well) = (switched("ill", 401, &failing).await, Provider::saying("well").await);
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}",
+        backend("a", &ill.endpoint(), "models: [m, n]"),
+        backend("b", &well.endpoint(), "models: [m, n]"),
+        pool("weighted", "{ name: a, weight: 1 }, { name: b, weight: 0 }", ""),
+    ));
+    assert_eq!(gateway.chat("p/m", "x").await.header("x-stagedoor-attempts"), Some("2"));
+    assert_eq!(gateway.chat("p/n", "x").await.header("x-stagedoor-attempts"), Some("1"), "another model of it is not asked");
+    let state = gateway.backend("a").await;
+    assert_eq!((&state["condition"], &state["circuit"]["class"]), (&json!("open"), &json!("credential")));
+    assert!((290.0..=300.0).contains(&state["circuit"]["until_seconds"].as_f64().unwrap()));
+    failing.store(false, Ordering::SeqCst);
+    let reply = act(&gateway, "a/reset").await;
+    assert_eq!((reply.status, &reply.json()["closed"]), (200, &json!(1)));
+    assert_eq!(said(&gateway.chat("p/m", "x").await), "ill");
+    assert_eq!(act(&gateway, "a/reset?model=zzz").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_drained_backend_finishes_what_it_carries_and_gets_nothing_until_it_is_resumed() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: a, type: simulated, config: { tokens: 40, tokensPerSecond: 100 } }\n  \
+         - { name: b, type: simulated, config: { firstToken: 1ms } }\n  \
+         - { name: p, type: pool, strategy: weighted, backends: [ { name: a, weight: 1 }, { name: b, weight: 0 } ] }\n",
+    );
+    let streams: Vec<_> = (0..5).map(|_| gateway.stream("p", "x")).collect();
+    let draining = async {
+        eventually("all are in flight", || async { gateway.backend("a").await["in_flight"] == 5 }).await;
+        act(&gateway, "a/drain?wait=1").await
+    };
+    let (streamed, drained) = tokio::join!(futures_util::future::join_all(streams), draining);
+    assert!(streamed.iter().all(|reply| reply.events().last().is_some_and(|data| data == "[DONE]")));
+    let report = drained.json();
+    assert_eq!(
+        (drained.status, &report["in_flight_at_start"], &report["in_flight"], &report["cut"]),
+        (200, &json!(5), &json!(0), &json!(0))
+    );
+    assert_eq!(gateway.backend("a").await["condition"], "drained");
+    assert_eq!(gateway.chat("p", "x").await.header("x-stagedoor-backend"), Some("b"));
+    let alone = gateway.chat("a", "x").await;
+    assert_eq!((alone.status, alone.code().as_str()), (503, "no_backend"));
+    assert!(alone.text().contains("an operator has drained it"), "{}", alone.text());
+    assert_eq!(act(&gateway, "a/resume").await.json()["was_drained"], true);
+    assert_eq!(gateway.chat("p", "x").await.header("x-stagedoor-backend"), Some("a"));
+}
+
+#[tokio::test]
+async fn a_drain_cuts_what_is_left_at_its_deadline_and_gives_waiting_jobs_to_others() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: a, type: simulated, config: { firstToken: 20s, maxConcurrent: 1 } }\n  \
+         - { name: b, type: simulated, config: { firstToken: 1ms, maxConcurrent: 1 } }\n  \
+         - { name: p, type: pool, strategy: weighted, backends: [ { name: a, weight: 1 }, { name: b, weight: 0 } ] }\n",
+    );
+    let draining = async {
+        eventually("it is in flight", || async { gateway.backend("a").await["in_flight"] == 1 }).await;
+        act(&gateway, "a/drain?wait=1&deadline=100ms").await.json()
+    };
+    let (cut, report) = tokio::join!(gateway.chat("p", "x"), draining);
+    assert_eq!((cut.status, cut.code().as_str()), (503, "request_cut"));
+    assert!(cut.header("retry-after").is_some());
+    assert_eq!((&report["cut"], &report["in_flight"]), (&json!(1), &json!(0)));
+    assert_eq!(act(&gateway, "a/drain?nonsense=1").await.status, 400);
+}
+
+#[tokio::test]
+async fn weights_are_set_while_it_runs() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: a, type: simulated, config: { firstToken: 1ms } }\n  \
+         - { name: b, type: simulated, config: { firstToken: 1ms } }\n  \
+         - { name: p, type: pool, strategy: weighted, backends: [ { name: a, weight: 1 }, { name: b, weight: 0 } ] }\n",
+    );
+    assert_eq!(gateway.chat("p", "x").await.header("x-stagedoor-backend"), Some("a"));
+    let reply = act(&gateway, "b/weight?weight=1&pool=p").await;
+    assert_eq!(reply.json()["changed"], json!([{ "pool": "p", "before": 0.0, "weight": 1.0 }]));
+    assert_eq!(act(&gateway, "a/weight?weight=0").await.status, 200);
+    assert_eq!(gateway.chat("p", "x").await.header("x-stagedoor-backend"), Some("b"));
+    assert_eq!(gateway.member("p", "b").await["weight"], 1.0);
+    for (path, status) in
+        [("a/weight?weight=-1", 400), ("a/weight?weight=nan", 400), ("a/weight", 400), ("a/weight?weight=1&pool=q", 404)]
+    {
+        assert_eq!(act(&gateway, path).await.status, status, "{path}");
+    }
+    let state = gateway.state().await;
+    let acts: Vec<&Value> = state["events"].as_array().unwrap().iter().filter(|event| event["kind"] == "act").collect();
+    assert_eq!(acts.len(), 2, "{acts:?}");
+    assert!(acts[0]["words"].as_str().unwrap().starts_with("weight by loopback"));
+}
+
+#[tokio::test]
+async fn a_slow_member_is_hedged_and_the_first_content_wins() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: slow, type: simulated, config: { firstToken: 20s } }\n  \
+         - { name: fast, type: simulated, config: { firstToken: 1ms } }\n  \
+         - { name: p, type: pool, strategy: weighted, hedge: { after: 50ms, share: 1.0 }, backends: [ { name: slow, weight: 1 }, { name: fast, weight: 0 } ] }\n",
+    );
+    for is_stream in [false, true] {
+        let reply = gateway.post("/v1/chat/completions", &chat_body("p", "x", is_stream)).await;
+        assert_eq!((reply.status, reply.header("x-stagedoor-backend")), (200, Some("fast")));
+        assert_eq!(reply.header("x-stagedoor-attempts"), Some("2"));
+        assert_eq!(reply.header("x-stagedoor-failed"), None, "nothing has failed");
+    }
+    eventually("the losers are gone", || async { gateway.backend("slow").await["permits"]["used"] == 0 }).await;
+    let state = pool_state(&gateway).await;
+    assert_eq!(state["hedges"], json!({ "started": 2, "won": 2 }));
+    assert_eq!((&state["absorbed"], &state["outcomes"]["served"]), (&json!(0), &json!(2)));
+    let slow = gateway.member("p", "slow").await;
+    assert_eq!(slow["cancelled"], 2);
+    assert!(slow["prompt_tokens"].as_u64().unwrap() > 0, "what the losers cost is counted");
+}
+
+#[tokio::test]
+async fn a_request_that_must_not_be_repeated_is_neither_hedged_nor_tried_again() {
+    let failing = switch(true);
+    let (ill, well) = (switched("ill", 500, &failing).await, Provider::saying("well").await);
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}",
+        backend("a", &ill.endpoint(), ""),
+        backend("b", &well.endpoint(), ""),
+        pool("weighted", "{ name: a, weight: 1 }, { name: b, weight: 0 }", "hedge: { after: 1ms, share: 1.0 }"),
+    ));
+    let reply = with_header(&gateway, "x-stagedoor-repeat", "never", &chat_body("p", "x", false)).await;
+    assert_eq!((reply.status, reply.header("x-stagedoor-attempts")), (502, Some("1")));
+    assert_eq!((ill.requests().len(), well.requests().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_hedge_that_fails_leaves_the_request_to_the_first_member() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: slow, type: simulated, config: { firstToken: 300ms } }\n  \
+         - { name: ill, type: simulated, config: { faults: [ { kind: status, status: 500, probability: 1 } ] } }\n  \
+         - { name: p, type: pool, strategy: weighted, hedge: { after: 20ms, share: 1.0 }, backends: [ { name: slow, weight: 1 }, { name: ill, weight: 0 } ] }\n",
+    );
+    let reply = gateway.chat("p", "x").await;
+    assert_eq!((reply.status, reply.header("x-stagedoor-backend")), (200, Some("slow")));
+    let state = pool_state(&gateway).await;
+    assert_eq!((&state["hedges"], &state["refused"]), (&json!({ "started": 1, "won": 0 }), &json!(0)));
+}
+
+#[tokio::test]
+async fn hedges_stay_within_their_share() {
+    let gateway = Gateway::start(
+        "server: { workers: 1 }\nbackends:\n  - { name: slow, type: simulated, config: { firstToken: 30ms } }\n  \
+         - { name: other, type: simulated, config: { firstToken: 30ms } }\n  \
+         - { name: p, type: pool, strategy: weighted, hedge: { after: 5ms, share: 0.1 }, backends: [ { name: slow }, { name: other } ] }\n",
+    );
+    for _ in 0..40 {
+        assert_eq!(gateway.chat("p", "x").await.status, 200);
+    }
+    let started = pool_state(&gateway).await["hedges"]["started"].as_u64().unwrap();
+    assert!((1..=6).contains(&started), "{started}");
+}
+
+#[tokio::test]
+async fn a_conversation_stays_with_its_member_and_moves_when_that_is_out() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: a, type: simulated, config: { firstToken: 1ms } }\n  \
+         - { name: b, type: simulated, config: { firstToken: 1ms } }\n  \
+         - { name: p, type: pool, strategy: round-robin, affinity: {}, backends: [ { name: a }, { name: b } ] }\n",
+    );
+    let served = |reply: &Reply| reply.header("x-stagedoor-backend").unwrap().to_owned();
+    let turn = |turns: usize| {
+        let mut messages = vec![json!({ "role": "user", "content": "begin" })];
+        for _ in 0..turns {
+            messages.push(json!({ "role": "assistant", "content": "yes" }));
+            messages.push(json!({ "role": "user", "content": "go on" }));
+        }
+        json!({ "model": "p", "messages": messages })
+    };
+    let first = served(&gateway.post("/v1/chat/completions", &turn(0)).await);
+    for turns in 1..6 {
+        assert_eq!(served(&gateway.post("/v1/chat/completions", &turn(turns)).await), first);
+    }
+    let named = served(&with_header(&gateway, "x-session-id", "s1", &chat_body("p", "one", false)).await);
+    for text in ["two", "three", "four"] {
+        assert_eq!(served(&with_header(&gateway, "x-session-id", "s1", &chat_body("p", text, false)).await), named);
+    }
+    assert_eq!(act(&gateway, &format!("{first}/drain")).await.status, 200);
+    assert_ne!(served(&gateway.post("/v1/chat/completions", &turn(6)).await), first);
+    let state = pool_state(&gateway).await;
+    assert_eq!(state["conversations"], json!({ "kept": 8, "moved": 1, "new": 2 }));
+}
+
+#[tokio::test]
+async fn the_share_of_cached_tokens_is_shown() {
+    let provider = Provider::start(|_, mut wire| async move {
+        let mut reply = completion("x");
+        reply["usage"] = json!({ "prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102, "prompt_tokens_details": { "cached_tokens": 75 } });
+        wire.json(200, &reply).await;
+        Some(wire)
+    })
+    .await;
+    let gateway =
+        Gateway::start(&format!("backends:\n{}{}", backend("a", &provider.endpoint(), ""), pool("latency", "{ name: a }", "")));
+    assert_eq!(gateway.chat("p", "x").await.status, 200);
+    eventually("it is counted", || async { gateway.member("p", "a").await["cache_hit_ratio"] == 0.75 }).await;
+}
+
+#[tokio::test]
+async fn a_standby_without_traffic_is_checked_and_a_dead_one_is_known() {
+    let (alive, dead) = (Provider::saying("x").await, switched("dead", 401, &switch(true)).await);
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}{}",
+        backend("a", &alive.endpoint(), ""),
+        backend("b", &dead.endpoint(), "maxRetries: 0"),
+        backend("c", &alive.endpoint(), ""),
+        pool("weighted", "{ name: a }, { name: b, weight: 0 }", "standby: { interval: 1s }"),
+    ));
+    assert_eq!(gateway.backend("c").await["condition"], "unknown", "nobody has asked it");
+    eventually("both are checked", || async {
+        gateway.backend("a").await["condition"] == "well" && gateway.backend("b").await["condition"] == "open"
+    })
+    .await;
+    let sent = alive.requests()[0].json();
+    assert_eq!((&sent["max_tokens"], sent["messages"].as_array().unwrap().len()), (&json!(1), 1));
+    assert_eq!(gateway.backend("c").await["condition"], "unknown");
+    let events = gateway.state().await["events"].to_string();
+    assert!(events.contains("standby-well") && events.contains("standby-ill"), "{events}");
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_story() {
+    let (ill, well) = (switched("ill", 500, &switch(true)).await, Provider::saying("well").await);
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}",
+        backend("a", &ill.endpoint(), "maxRetries: 0"),
+        backend("b", &well.endpoint(), ""),
+        pool("weighted", "{ name: a, weight: 1 }, { name: b, weight: 0 }", ""),
+    ));
+    let reply = with_header(&gateway, "x-request-id", "story-1", &chat_body("p", "secret words", false)).await;
+    assert_eq!(reply.status, 200);
+    eventually("the story is kept", || async { gateway.get("/admin/api/requests/story-1").await.json()["state"] == "ended" })
+        .await;
+    let story = gateway.get("/admin/api/requests/story-1").await.json();
+    assert_eq!((&story["outcome"], &story["absorbed"], &story["backend"]), (&json!("served"), &json!(true), &json!("b")));
+    assert_eq!(story["choices"][0]["compared"].as_array().unwrap().len(), 2, "{story}");
+    assert_eq!(story["choices"][1]["passed_over"], json!([{ "backend": "a", "reason": "tried" }]));
+    let tries = story["tries"].as_array().unwrap();
+    assert_eq!(
+        (&tries[0]["backend"], &tries[0]["class"], &tries[0]["outcome"]),
+        (&json!("a"), &json!("server_error"), &json!("failed"))
+    );
+    assert!(tries[0]["head_seconds"].is_number() && tries[0]["reason"].is_string(), "{story}");
+    assert_eq!(
+        (&tries[1]["backend"], &tries[1]["outcome"], &tries[1]["usage"]["prompt_tokens"]),
+        (&json!("b"), &json!("served"), &json!(3))
+    );
+    assert!(tries[1]["ended_seconds"].as_f64() >= tries[1]["head_seconds"].as_f64());
+    assert!(!story.to_string().contains("secret words"));
+    let listed = gateway.get("/admin/api/requests?outcome=absorbed&limit=5").await.json();
+    assert_eq!(listed["recent"].as_array().unwrap().len(), 1);
+    assert_eq!(listed["recent"][0]["id"], "story-1");
+    assert_eq!(gateway.get("/admin/api/requests?outcome=odd").await.status, 400);
+    assert_eq!(gateway.get("/admin/api/requests/nobody").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_request_in_flight_tells_its_story_so_far() {
+    let gateway = Gateway::start("backends:\n  - { name: a, type: simulated, config: { firstToken: 1500ms } }\n");
+    let body = chat_body("a", "x", true);
+    let asking = with_header(&gateway, "x-request-id", "open-1", &body);
+    let looking = async {
+        eventually("it is in flight", || async {
+            gateway.get("/admin/api/requests/open-1").await.json()["tries"][0]["outcome"] == "open"
+        })
+        .await;
+        gateway.get("/admin/api/requests/open-1").await.json()
+    };
+    let (reply, story) = tokio::join!(asking, looking);
+    assert_eq!(reply.status, 200);
+    assert_eq!(
+        (&story["state"], &story["pool"], &story["choices"][0]["why"]),
+        (&json!("in-flight"), &json!("a"), &json!("only"))
+    );
+}
+
+#[tokio::test]
+async fn the_cheapest_member_comes_first_by_the_size_of_the_request() {
+    let (dear, cheap) = (Provider::saying("dear").await, Provider::saying("cheap").await);
+    let gateway = Gateway::start(&format!(
+        "catalogue:\n  openai/d: {{ price: {{ input: 10, output: 30 }} }}\n  openai/c: {{ price: {{ input: 1, output: 3 }} }}\nbackends:\n{}{}{}",
+        backend("a", &dear.endpoint(), "").replace("defaultModel: m", "defaultModel: d"),
+        backend("b", &cheap.endpoint(), "").replace("defaultModel: m", "defaultModel: c"),
+        pool("cost", "{ name: a, weight: 9 }, { name: b }", ""),
+    ));
+    for _ in 0..5 {
+        assert_eq!(said(&gateway.chat("p", "x").await), "cheap");
+    }
+}
+
+#[tokio::test]
+async fn latency_leaves_a_member_that_hangs_long_before_its_timeout() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: a, type: simulated, config: { firstToken: 10ms } }\n  \
+         - { name: b, type: simulated, config: { firstToken: 10ms, timeout: 60s, faults: [ { kind: slow-head, after: 30s, probability: 1 } ] } }\n  \
+         - { name: p, type: pool, backends: [ { name: a }, { name: b } ] }\n",
+    );
+    let body = chat_body("p", "x", true).to_string();
+    let mut hanging = Vec::new();
+    // Requests come steadily; those that hang are left hanging.
+    for _ in 0..150 {
+        let stream = gateway.open("POST", "/v1/chat/completions", &[("content-type", "application/json")], body.as_bytes()).await;
+        hanging.push(stream);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let stuck = gateway.backend("b").await["in_flight"].as_u64().unwrap();
+    assert!(stuck < 40, "{stuck} of 150 hang");
+    let after = gateway.member("p", "a").await["attempts"].as_u64().unwrap();
+    assert!(after > 100, "{after} were answered elsewhere");
+}
+
+#[tokio::test]
+async fn the_outcomes_of_a_pool_add_up_to_its_requests() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: a, type: simulated, config: { firstToken: 5ms, maxRetries: 0, faults: [ { kind: status, status: 500, probability: 0.3 }, { kind: cut, event: 3, probability: 0.3 } ] } }\n  \
+         - { name: p, type: pool, backends: [ { name: a } ] }\n",
+    );
+    for number in 0..40 {
+        gateway.post("/v1/chat/completions", &chat_body("p", "x", number % 2 == 0)).await;
+    }
+    drop(gateway.open_stream("p", "gone").await);
+    eventually("all have ended", || async {
+        let state = pool_state(&gateway).await;
+        let sum: u64 = state["outcomes"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+        state["requests"] == 41 && sum == 41
+    })
+    .await;
+}
