@@ -242,7 +242,7 @@ fn upstream_form(failure: &Failure) -> ErrorForm {
         param: failure.param.clone(),
         message,
         // Who says "later" says when.
-        retry_after: failure.retry_after.or((status == 503).then_some(SOON)).map(|wait| wait.min(RETRY_AFTER_CAP)),
+        retry_after: failure.retry_after.or_else(|| (status == 503).then_some(SOON)).map(|wait| wait.min(RETRY_AFTER_CAP)),
         is_final,
     }
 }

@@ -275,7 +275,7 @@ impl Core {
         let shared = &self.slots.shared;
         shared.backends[self.plan.members[choice.leaf]].health.slot(slot).pulse.choose(view.now);
         if self.slots.tells_stories() {
-            self.tell(&parts.call, &choice, view.into_passed_over());
+            self.tell(&parts.call, &choice, &view.into_passed_over());
         }
         parts.slot = slot;
         parts.last_resort = false;
@@ -302,7 +302,7 @@ impl Core {
     }
 
     /// Keeps a choice for the request's story.
-    fn tell(&self, call: &Call, choice: &Choice, passed_over: PassedOver) {
+    fn tell(&self, call: &Call, choice: &Choice, passed_over: &PassedOver) {
         let index = |leaf: u16| u16::try_from(self.plan.members[usize::from(leaf)]).unwrap_or(u16::MAX);
         call.trail.chose(Chosen {
             at: call.age(Instant::now()),
@@ -330,7 +330,7 @@ impl Core {
         }
         if self.slots.tells_stories() {
             let choice = Choice { leaf, why: Why::LastResort, compared: SmallVec::new() };
-            self.tell(&parts.call, &choice, view.into_passed_over());
+            self.tell(&parts.call, &choice, &view.into_passed_over());
         }
         parts.slot = slot;
         Some(Resort::Ask(leaf))
