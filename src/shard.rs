@@ -246,7 +246,7 @@ impl Handler<AskStories> for Shard {
         let open = self.slots.open.borrow();
         let open = open.iter().filter(|(_, open)| is_asked(&open.call.id)).map(|(_, open)| OpenStory {
             id: Arc::clone(&open.call.id),
-            age: open.call.age(now),
+            age: open.call.age(self.slots.shared.clock.at(now)),
             pool: Arc::clone(&open.pool),
             route: open.route.clone(),
             caller: open.caller.clone(),

@@ -36,9 +36,9 @@ pub struct Chosen {
     /// Why it.
     pub why: Why,
     /// The members it was compared with, itself among them, best first: index of the backend and score.
-    pub compared: SmallVec<[(u16, f32); 4]>,
+    pub compared: SmallVec<[(u16, f32); 2]>,
     /// Members that were not asked: index of the backend and why not.
-    pub passed_over: SmallVec<[(u16, Door); 2]>,
+    pub passed_over: Vec<(u16, Door)>,
 }
 
 /// One try at a backend. Times are since the request was taken.
@@ -56,8 +56,8 @@ pub struct Try {
     pub first_content: Option<Duration>,
     /// When it ended, and how.
     pub end: Option<(Duration, TryEnd)>,
-    /// Tokens, where it had a reply.
-    pub usage: Option<Usage>,
+    /// Input and output tokens, where it had a reply.
+    pub tokens: Option<(u64, u64)>,
 }
 
 /// How a try ended.
@@ -88,7 +88,7 @@ impl Trail {
     pub fn begin(&self, backend: u16, is_hedge: bool, began: Duration) -> usize {
         let mut trace = self.lock();
         if trace.tries.len() < TOLD_TRIES {
-            trace.tries.push(Try { backend, is_hedge, began, head: None, first_content: None, end: None, usage: None });
+            trace.tries.push(Try { backend, is_hedge, began, head: None, first_content: None, end: None, tokens: None });
             return trace.tries.len() - 1;
         }
         usize::MAX
@@ -104,11 +104,6 @@ impl Trail {
     /// The steps so far.
     pub fn trace(&self) -> Trace {
         self.lock().clone()
-    }
-
-    /// The steps, which are forgotten here.
-    pub fn take(&self) -> Trace {
-        std::mem::take(&mut *self.lock())
     }
 
     /// Failed tries in short: `backend index, class`.
@@ -163,13 +158,13 @@ pub struct Story {
     /// Request fields that were left out for the backend.
     pub dropped: SmallVec<[Box<str>; 4]>,
     /// The steps.
-    pub trace: Trace,
+    pub trail: Arc<Trail>,
 }
 
 impl Story {
     /// Whether it was served although a try had failed.
     pub fn is_absorbed(&self) -> bool {
-        self.outcome == "served" && self.trace.tries.iter().any(|told| matches!(told.end, Some((_, TryEnd::Failed(..)))))
+        self.outcome == "served" && self.attempts > 1 && !self.trail.failures().is_empty()
     }
 
     /// Whether an operator will look for it: kept apart, so that usual requests do not push it out.
@@ -241,7 +236,7 @@ mod tests {
             first_content: None,
             usage: None,
             dropped: SmallVec::new(),
-            trace: Trace::default(),
+            trail: Arc::default(),
         }
     }
 

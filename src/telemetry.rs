@@ -36,13 +36,17 @@ pub fn init(settings: &Telemetry) -> WorkerGuard {
     let _ = if settings.logs.format == "pretty" {
         registry.with(layer.with_target(false)).try_init()
     } else {
-        registry.with(layer.fmt_fields(Fragments).event_format(JsonLines)).try_init()
+        let fields = Fragments { late: settings.access_log };
+        registry.with(layer.fmt_fields(fields).event_format(JsonLines)).try_init()
     };
     guard
 }
 
 /// Writes fields as `"name":value` fragments, each followed by a comma.
-struct Fragments;
+struct Fragments {
+    /// Whether fields that are recorded after a span has begun are kept: only the access line shows them.
+    late: bool,
+}
 
 impl<'w> FormatFields<'w> for Fragments {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
@@ -52,6 +56,9 @@ impl<'w> FormatFields<'w> for Fragments {
     }
 
     fn add_fields(&self, current: &'w mut FormattedFields<Self>, fields: &tracing::span::Record<'_>) -> fmt::Result {
+        if !self.late {
+            return Ok(());
+        }
         self.format_fields(current.as_writer(), fields)
     }
 }
@@ -123,7 +130,7 @@ where
         let time = humantime::format_rfc3339_micros(std::time::SystemTime::now());
         write!(writer, "{{\"time\":\"{time}\",\"level\":\"{}\",\"target\":\"{}\"", meta.level(), meta.target())?;
         let mut fields = String::new();
-        Fragments.format_fields(Writer::new(&mut fields), event)?;
+        Fragments { late: false }.format_fields(Writer::new(&mut fields), event)?;
         if !fields.is_empty() {
             write!(writer, ",{}", fields.trim_end_matches(','))?;
         }

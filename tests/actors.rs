@@ -49,12 +49,13 @@ impl Worker {
             model_at: None,
             deadline: now + deadline,
             started: now,
+            began: self.slots.shared.clock.at(now),
             span: tracing::Span::none(),
             passthrough: None,
             touched: AtomicBool::new(false),
             repeatable: true,
             conversation: None,
-            trail: stagedoor::story::Trail::default(),
+            trail: Arc::default(),
         })
     }
 

@@ -123,6 +123,7 @@ impl Race {
             ..Ledger::default()
         };
         let parts = JobParts {
+            now: self.core.now(),
             call: Arc::clone(&self.call),
             ledger,
             reply,

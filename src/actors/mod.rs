@@ -34,7 +34,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::attempt::{Call, Cut, FlightView, Ledger, Reply, ReplySender, Settled};
-use crate::balance::MemberStats;
+use crate::balance::{MemberStats, Moment};
 use crate::chat::Failure;
 use crate::story::{Story, Trace};
 
@@ -60,6 +60,8 @@ pub struct JobParts {
     pub pool: u16,
     /// Place of the chosen member in it.
     pub member: u16,
+    /// When it was last looked at.
+    pub now: Moment,
     /// Slot of the model that it is asked for.
     pub slot: u16,
     /// Whether it is asked although its circuit is open.

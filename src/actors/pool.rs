@@ -20,7 +20,7 @@ use super::slots::{PoolStats, SlotState, Slots};
 use super::view::{PassedOver, View, place};
 use super::{Bounce, Bounced, Dispatch, Job, JobParts, Outcome, PoolDown, ProviderUp};
 use crate::attempt::{Call, End, Ledger, Reply, Settled, panic_message};
-use crate::balance::{Affinity, Choice, Door, Members as _, Why, any_reachable, choose, last_resort};
+use crate::balance::{Affinity, Choice, Door, Members as _, Moment, Why, any_reachable, choose, last_resort};
 use crate::chat::{Failure, FailureClass};
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
@@ -94,6 +94,7 @@ impl MessageResponse<Pool, Dispatch> for TailForward {
             }
         };
         let parts = JobParts {
+            now: self.call.began,
             call: self.call,
             ledger,
             reply,
@@ -153,6 +154,10 @@ impl Core {
 
     pub(super) fn stats(&self) -> &RefCell<PoolStats> {
         &self.slots.pools[self.plan.index].stats
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.slots.shared.clock.now()
     }
 
     /// Places a second job beside a slow one: only at a member that is well, and if `allowed`.
@@ -227,9 +232,11 @@ impl Core {
         if parts.reply.is_closed() {
             return;
         }
-        if Instant::now() >= parts.call.deadline {
+        let now = Instant::now();
+        if now >= parts.call.deadline {
             return self.refuse(job, GatewayError::Deadline);
         }
+        parts.now = self.slots.shared.clock.at(now);
         if parts.call.passthrough.is_some() && self.plan.members.len() > 1 {
             return self.refuse(job, GatewayError::PassthroughPool { pool: Arc::clone(&self.plan.name) });
         }
@@ -257,8 +264,7 @@ impl Core {
     }
 
     fn view<'a>(&'a self, parts: &'a JobParts) -> View<'a> {
-        let typical_tokens = self.slots.pools[self.plan.index].stats.borrow().typical_tokens;
-        View::new(&self.slots, &self.plan, &parts.call, &parts.ledger, typical_tokens)
+        View::new(&self.slots, &self.plan, &parts.call, &parts.ledger, parts.now)
     }
 
     fn choose(&self, parts: &mut JobParts) -> Option<usize> {
@@ -275,7 +281,7 @@ impl Core {
         let shared = &self.slots.shared;
         shared.backends[self.plan.members[choice.leaf]].health.slot(slot).pulse.choose(view.now);
         if self.slots.tells_stories() {
-            self.tell(&parts.call, &choice, &view.into_passed_over());
+            self.tell(&parts.call, &choice, &view.into_passed_over(), parts.now);
         }
         parts.slot = slot;
         parts.last_resort = false;
@@ -302,10 +308,10 @@ impl Core {
     }
 
     /// Keeps a choice for the request's story.
-    fn tell(&self, call: &Call, choice: &Choice, passed_over: &PassedOver) {
+    fn tell(&self, call: &Call, choice: &Choice, passed_over: &PassedOver, now: Moment) {
         let index = |leaf: u16| u16::try_from(self.plan.members[usize::from(leaf)]).unwrap_or(u16::MAX);
         call.trail.chose(Chosen {
-            at: call.age(Instant::now()),
+            at: call.age(now),
             backend: index(place(choice.leaf)),
             why: choice.why,
             compared: choice.compared.iter().map(|(leaf, score)| (index(*leaf), *score)).collect(),
@@ -325,12 +331,12 @@ impl Core {
         if let Some((until, class)) = refusal
             && parts.ledger.refused
         {
-            let wait = until.since(self.slots.shared.clock.now());
+            let wait = until.since(parts.now);
             return Some(Resort::Answer(shut_failure(backend, class, wait)));
         }
         if self.slots.tells_stories() {
             let choice = Choice { leaf, why: Why::LastResort, compared: SmallVec::new() };
-            self.tell(&parts.call, &choice, &view.into_passed_over());
+            self.tell(&parts.call, &choice, &view.into_passed_over(), parts.now);
         }
         parts.slot = slot;
         Some(Resort::Ask(leaf))

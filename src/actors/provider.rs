@@ -164,7 +164,7 @@ impl Provider {
     fn launch(&mut self, job: Job, permit: Permit, ctx: &mut Context<Self>) {
         let parts = &job.0;
         let backend = &self.station.backend;
-        let now = self.slots.shared.clock.now();
+        let now = parts.now;
         let health = &self.slots.shared.backends[backend.index].health;
         let Ok(probe) = health.admit(parts.slot, now, lease(backend), parts.last_resort) else {
             return self.bounce(job, Bounced::Shut);
@@ -230,8 +230,9 @@ impl Provider {
         let permits = Arc::clone(&self.slots.shared.backends[self.station.backend.index].permits);
         while !waiting.is_empty()
             && let Some(permit) = permits.try_take()
-            && let Some(job) = waiting.pop_front()
+            && let Some(mut job) = waiting.pop_front()
         {
+            job.0.now = self.slots.shared.clock.at(now);
             self.launch(job, permit, ctx);
         }
         *self.queue.borrow_mut() = waiting;
@@ -378,7 +379,7 @@ enum Landing {
 
 /// Carries one job from admission to its answer or back to its pool.
 async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightGuard) {
-    let JobParts { call, mut ledger, mut reply, pool, member, slot, last_resort, is_hedge, race, only } = *job.0;
+    let JobParts { call, mut ledger, mut reply, pool, member, slot, now, last_resort, is_hedge, race, only } = *job.0;
     let watched = flight.watch();
     let mut flight = Some(flight);
     let landing = {
@@ -422,7 +423,7 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
         }
     };
     watched.settle(End::Failed(failure.class), None);
-    let job = Job(Box::new(JobParts { call, ledger, reply, pool, member, slot, last_resort, is_hedge, race, only }));
+    let job = Job(Box::new(JobParts { call, ledger, reply, pool, member, slot, now, last_resort, is_hedge, race, only }));
     if let Some(pool) = slots.pool(usize::from(pool)) {
         pool.do_send(Bounce { job, why: Bounced::Failed(failure) });
     }

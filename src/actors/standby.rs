@@ -17,7 +17,6 @@ use crate::balance::CircuitState;
 use crate::chat::{Endpoint, FailureClass, Shape, scan};
 use crate::error::GatewayError;
 use crate::settings::Backend;
-use crate::story::Trail;
 
 /// How often members are looked at.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -129,11 +128,12 @@ fn call(slots: &Slots, backend: &Backend) -> Option<Arc<Call>> {
         model_at: Some(0),
         deadline: now + LIMIT,
         started: now,
+        began: slots.shared.clock.at(now),
         span: tracing::Span::none(),
         passthrough: None,
         touched: AtomicBool::new(false),
         repeatable: true,
         conversation: None,
-        trail: Trail::default(),
+        trail: Arc::default(),
     }))
 }

@@ -1,11 +1,9 @@
 //! What a choice sees of a pool's members for one request: doors, standings and weights, read from the worker's slots and
 //! from what all workers share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
-
-use smallvec::SmallVec;
 
 use super::slots::{SlotState, Slots};
 use crate::attempt::{Call, Ledger};
@@ -15,7 +13,7 @@ use crate::dialect::Dialect;
 use crate::settings::{Child, Pool, Strategy};
 
 /// Members that were passed over, for the request's story.
-pub(super) type PassedOver = SmallVec<[(u16, Door); 2]>;
+pub(super) type PassedOver = Vec<(u16, Door)>;
 
 /// A member is late when its unanswered requests are older than this many times what is expected of it.
 const LATE: f64 = 3.0;
@@ -30,13 +28,15 @@ pub(super) struct View<'a> {
     ledger: &'a Ledger,
     pub(super) now: Moment,
     typical_tokens: f64,
+    /// The leaf whose model slot was found last, and the slot.
+    found: Cell<Option<(usize, u16)>>,
     passed_over: RefCell<PassedOver>,
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(slots: &'a Slots, plan: &'a Pool, call: &'a Call, ledger: &'a Ledger, typical_tokens: f64) -> Self {
-        let now = slots.shared.clock.now();
-        Self { slots, plan, call, ledger, now, typical_tokens, passed_over: RefCell::default() }
+    pub(super) fn new(slots: &'a Slots, plan: &'a Pool, call: &'a Call, ledger: &'a Ledger, now: Moment) -> Self {
+        let typical_tokens = slots.pools[plan.index].stats.borrow().typical_tokens;
+        Self { slots, plan, call, ledger, now, typical_tokens, found: Cell::new(None), passed_over: RefCell::default() }
     }
 
     /// The id a member is asked for; `None` when it cannot serve the request.
@@ -55,7 +55,18 @@ impl<'a> View<'a> {
 
     /// The slot of the model that a member is asked for.
     pub(super) fn model_slot(&self, leaf: usize) -> u16 {
-        self.slots.shared.backends[self.plan.members[leaf]].health.slot_of(self.model(leaf).unwrap_or_default())
+        if let Some((known, slot)) = self.found.get()
+            && known == leaf
+        {
+            return slot;
+        }
+        self.find_slot(leaf, self.model(leaf).unwrap_or_default())
+    }
+
+    fn find_slot(&self, leaf: usize, model: &str) -> u16 {
+        let slot = self.slots.shared.backends[self.plan.members[leaf]].health.slot_of(model);
+        self.found.set(Some((leaf, slot)));
+        slot
     }
 
     /// Those that were not asked, and why.
@@ -92,7 +103,7 @@ impl<'a> View<'a> {
         if self.ledger.saturated.contains(&place(leaf)) {
             return Door::Barred(Bar::Full);
         }
-        match shared.health.state(shared.health.slot_of(model), self.now) {
+        match shared.health.state(self.find_slot(leaf, model), self.now) {
             CircuitState::Closed => Door::Open,
             CircuitState::HalfOpen { probing: false, .. } => Door::Probe,
             CircuitState::HalfOpen { class, .. } => Door::Shut { until: self.now, class },

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::live::LiveBody;
+use crate::balance::Moment;
 use crate::chat::{Endpoint, Failure, Scan, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
@@ -39,6 +40,8 @@ pub struct Call {
     pub deadline: Instant,
     /// When the front end took it.
     pub started: Instant,
+    /// The same as a moment.
+    pub began: Moment,
     /// The root span.
     pub span: Span,
     /// Present on paths that pass through.
@@ -50,13 +53,13 @@ pub struct Call {
     /// Key of its conversation, where its pool keeps conversations together.
     pub conversation: Option<u64>,
     /// What has happened to it.
-    pub trail: Trail,
+    pub trail: Arc<Trail>,
 }
 
 impl Call {
     /// How long ago it was taken.
-    pub fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.started)
+    pub fn age(&self, now: Moment) -> Duration {
+        now.since(self.began)
     }
 
     /// The model asked for; `None` stands for the member's default.

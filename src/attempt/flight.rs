@@ -19,7 +19,7 @@ use super::live::Upstream;
 use super::memory::Memory;
 use super::token::Minter;
 use super::vitals::Vitals;
-use crate::balance::{Permit, Probe, Sample};
+use crate::balance::{Moment, Permit, Probe, Sample};
 use crate::chat::{Failure, FailureClass, Keepsake, Phase, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
@@ -162,7 +162,7 @@ pub struct Flight {
     /// Place of the member in that pool.
     pub member: u16,
     /// When the attempt started.
-    pub started: Instant,
+    pub started: Moment,
     /// Whether a stream is asked for.
     pub stream: bool,
     /// Whether it was started beside another one that is slow.
@@ -175,9 +175,9 @@ pub struct Flight {
     probe: Cell<Option<Probe>>,
     /// Requests in flight at the backend when it began; `None` where its time says nothing about the model.
     load: Option<u32>,
-    first_content: Cell<Option<Instant>>,
+    first_content: Cell<Option<Moment>>,
     /// When the present try began.
-    try_started: Cell<Instant>,
+    try_started: Cell<Moment>,
     /// Classes of the tries that failed and were followed by another one here.
     failed_tries: RefCell<FailedTries>,
     /// Span of the present try.
@@ -222,12 +222,12 @@ impl Flights {
 
     /// Enters an attempt.
     pub fn enter(self: &Rc<Self>, plan: FlightPlan) -> FlightGuard {
-        let now = Instant::now();
+        let now = self.vitals.clock.now();
         let stream = plan.call.is_stream();
         // The time of what is passed through says nothing about the model.
         let load = plan.call.passthrough.is_none().then(|| self.vitals.permits.used());
         if load.is_some() {
-            self.vitals.pulse(plan.slot).begin(stream, self.vitals.clock.at(now));
+            self.vitals.pulse(plan.slot).begin(stream, now);
         }
         let flight = Rc::new(Flight {
             key: Cell::new(0),
@@ -295,9 +295,10 @@ impl Flights {
 
     /// Every flight, as an operator sees it.
     pub fn views(&self, now: Instant) -> Vec<FlightView> {
+        let now = self.vitals.clock.at(now);
         let view = |flight: Rc<Flight>| FlightView {
             id: flight.call.id.to_string(),
-            age_seconds: now.duration_since(flight.started).as_secs_f64(),
+            age_seconds: now.since(flight.started).as_secs_f64(),
             phase: if flight.first_content.get().is_some() { "streaming" } else { "waiting" },
             stream: flight.stream,
             content_events: flight.upstream.borrow().as_ref().map_or(0, Upstream::content_events),
@@ -335,7 +336,7 @@ pub struct FlightPlan {
 impl Flight {
     /// Begins a try.
     pub fn begin_try(&self, span: Span) {
-        let now = Instant::now();
+        let now = self.now();
         self.try_started.set(now);
         *self.span.borrow_mut() = span;
         let backend = u16::try_from(self.backend.index).unwrap_or(u16::MAX);
@@ -344,17 +345,17 @@ impl Flight {
 
     /// The reply's head has come.
     pub fn note_head(&self) {
-        let at = self.call.age(Instant::now());
+        let at = self.call.age(self.now());
         self.call.trail.amend(self.told.get(), |told| told.head = Some(at));
     }
 
-    fn note_end(&self, now: Instant, end: TryEnd, usage: Option<Usage>) {
+    fn note_end(&self, now: Moment, end: TryEnd, usage: Option<Usage>) {
         let at = self.call.age(now);
         self.call.trail.amend(self.told.get(), |told| {
             // A failed try was told with its reason already.
             if told.end.is_none() {
                 told.end = Some((at, end));
-                told.usage = usage;
+                told.tokens = usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens));
             }
         });
     }
@@ -366,8 +367,9 @@ impl Flight {
 
     /// Reports a failed try to the backend's circuits and averages.
     pub fn report(&self, failure: &Failure, sent: bool) {
-        self.note_end(Instant::now(), TryEnd::Failed(failure.class, failure.message.as_str().into()), None);
-        self.flights.vitals.failed(self.slot, failure, sent, self.try_started.get());
+        let now = self.now();
+        self.note_end(now, TryEnd::Failed(failure.class, failure.message.as_str().into()), None);
+        self.flights.vitals.failed(self.slot, failure, sent, self.try_started.get(), now);
     }
 
     /// Counts a try that failed and is followed by another one here.
@@ -389,7 +391,8 @@ impl Flight {
     }
 
     /// Notes the first content, and whether earlier tries of the request had failed.
-    pub fn note_first_content(&self, now: Instant, tries: u32) {
+    pub fn note_first_content(&self, tries: u32) {
+        let now = self.now();
         self.end_wait();
         self.first_content.set(Some(now));
         // Beside a slow try nothing has failed.
@@ -397,33 +400,37 @@ impl Flight {
         let at = self.call.age(now);
         self.call.trail.amend(self.told.get(), |told| told.first_content = Some(at));
         let vitals = &self.flights.vitals;
-        vitals.recovered(self.slot, self.try_started.get());
+        vitals.recovered(self.slot, self.try_started.get(), now);
         if let Some(sample) = self.sample(now, 0).filter(|sample| sample.stream) {
-            vitals.pulse(self.slot).answered(&sample, vitals.clock.at(now));
+            vitals.pulse(self.slot).answered(&sample, now);
         }
+    }
+
+    fn now(&self) -> Moment {
+        self.flights.vitals.clock.now()
     }
 
     /// It is no longer without an answer.
     fn end_wait(&self) {
         if self.load.is_some() && self.first_content.get().is_none() {
-            self.flights.vitals.pulse(self.slot).end(self.stream, self.flights.vitals.clock.at(self.started));
+            self.flights.vitals.pulse(self.slot).end(self.stream, self.started);
         }
     }
 
     /// What its time says about the model.
-    fn sample(&self, now: Instant, tokens: u64) -> Option<Sample> {
+    fn sample(&self, now: Moment, tokens: u64) -> Option<Sample> {
         let first = self.first_content.get()?;
         Some(Sample {
             stream: self.stream,
-            took: first.saturating_duration_since(self.try_started.get()),
-            rest: self.stream.then(|| now.saturating_duration_since(first)),
+            took: first.since(self.try_started.get()),
+            rest: self.stream.then(|| now.since(first)),
             tokens,
             load: self.load?,
         })
     }
 
     /// Tells the backend's circuits and averages how it ended. Failed tries were reported one by one.
-    fn conclude(&self, end: End, usage: Option<Usage>, now: Instant) {
+    fn conclude(&self, end: End, usage: Option<Usage>, now: Moment) {
         let vitals = &self.flights.vitals;
         let told = match end {
             End::Served => TryEnd::Served,
@@ -438,17 +445,16 @@ impl Flight {
         }
         match end {
             End::Served => {
-                let at = vitals.clock.at(now);
-                vitals.health.succeeded(self.slot, at);
+                vitals.health.succeeded(self.slot, now);
                 let tokens = usage.filter(|usage| !usage.estimated).map_or(0, |usage| usage.completion_tokens);
                 match self.sample(now, tokens) {
-                    Some(sample) if sample.stream => vitals.pulse(self.slot).finished(&sample, at),
-                    Some(sample) => vitals.pulse(self.slot).answered(&sample, at),
+                    Some(sample) if sample.stream => vitals.pulse(self.slot).finished(&sample, now),
+                    Some(sample) => vitals.pulse(self.slot).answered(&sample, now),
                     None => {}
                 }
             }
             End::Truncated(class) => {
-                vitals.failed(self.slot, &Failure::new(class, ""), true, self.try_started.get());
+                vitals.failed(self.slot, &Failure::new(class, ""), true, self.try_started.get(), now);
             }
             End::Failed(_) | End::Cancelled | End::Cut => {}
         }
@@ -505,14 +511,14 @@ impl Flight {
             return;
         }
         self.settled.set(Some((end, usage.unwrap_or_default())));
-        let now = Instant::now();
+        let now = self.now();
         self.end_wait();
         self.conclude(end, usage, now);
         drop(self.permit.take());
         self.flights.slab.borrow_mut().try_remove(self.key.get());
         let counter = if end == End::Cut { &self.flights.cut } else { &self.flights.completed };
         counter.set(counter.get() + 1);
-        let first_content = self.first_content.get().map(|at| at.duration_since(self.try_started.get()));
+        let first_content = self.first_content.get().map(|at| at.since(self.try_started.get()));
         self.record(end, usage, first_content);
         self.flights.tower.settled(
             self.pool,
@@ -521,7 +527,7 @@ impl Flight {
                 stream: self.stream,
                 end,
                 first_content,
-                duration: now.duration_since(self.started),
+                duration: now.since(self.started),
                 usage,
                 absorbed: self.absorbed.get(),
                 failed_tries: std::mem::take(&mut *self.failed_tries.borrow_mut()),

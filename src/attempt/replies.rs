@@ -81,7 +81,7 @@ pub(super) async fn whole_reply(
         Usage::estimate(ask.body.len(), output)
     });
     if let Some(flight) = flight.take() {
-        flight.note_first_content(Instant::now(), head.attempts);
+        flight.note_first_content(head.attempts);
         flight.keep(&whole.keepsakes);
         flight.settle(End::Served, Some(usage));
     }
@@ -127,7 +127,7 @@ pub(super) async fn stream_reply(
     let Some(flight) = flight.take() else {
         return Err(Failure::new(FailureClass::Crashed, "the attempt had settled before its answer"));
     };
-    flight.note_first_content(Instant::now(), head.attempts);
+    flight.note_first_content(head.attempts);
     let headers = client_headers(codec, incoming.headers(), ask.now);
     let upstream = Upstream::new(incoming, Meter::Events(Box::new(relay)), ask.body.len(), total_ends);
     *flight.upstream.borrow_mut() = Some(upstream);
@@ -151,7 +151,7 @@ pub(super) fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Opti
         && head.call.passthrough.as_ref().is_none_or(|passthrough| passthrough.method != Method::HEAD);
     let body = match flight.take() {
         Some(flight) => {
-            flight.note_first_content(Instant::now(), head.attempts);
+            flight.note_first_content(head.attempts);
             let meter = Meter::Bytes { tail: Vec::new(), remaining: content_length(incoming.headers()).filter(|_| has_body) };
             *flight.upstream.borrow_mut() = Some(Upstream::new(incoming, meter, head.call.body.len(), ends));
             AnswerBody::Live(SendWrapper::new(LiveBody::new(flight)))

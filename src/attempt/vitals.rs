@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::Clock;
 use crate::balance::{Health, Moment, Permits, Pulse, Scope, Transition, Transitions, Trouble};
 use crate::chat::{Failure, FailureClass};
@@ -33,15 +31,13 @@ impl Vitals {
     }
 
     /// A request that began then has brought content.
-    pub fn recovered(&self, slot: u16, began: Instant) {
-        let now = self.clock.now();
-        self.announce(&self.health.recovered(slot, self.clock.at(began), now), now);
+    pub fn recovered(&self, slot: u16, began: Moment, now: Moment) {
+        self.announce(&self.health.recovered(slot, began, now), now);
     }
 
     /// A try that began then has failed.
-    pub fn failed(&self, slot: u16, failure: &Failure, sent: bool, began: Instant) {
-        let now = self.clock.now();
-        let trouble = Trouble { class: failure.class, sent, began: self.clock.at(began), retry_after: failure.retry_after };
+    pub fn failed(&self, slot: u16, failure: &Failure, sent: bool, began: Moment, now: Moment) {
+        let trouble = Trouble { class: failure.class, sent, began, retry_after: failure.retry_after };
         self.announce(&self.health.failed(slot, &trouble, now), now);
         if is_slow(failure.class) {
             self.pulse(slot).failed(now.since(trouble.began), now);

@@ -99,7 +99,7 @@ pub struct Choice {
     /// Why it.
     pub why: Why,
     /// Score of the chosen and of those it was compared with, best first, by leaf; only of the outermost group.
-    pub compared: SmallVec<[(u16, f32); 4]>,
+    pub compared: SmallVec<[(u16, f32); 2]>,
 }
 
 /// Chooses among the members that may be asked; `None` when there is none. `draw` yields numbers uniform in 0..1.

@@ -20,7 +20,6 @@ use crate::attempt::{BodyHold, Call, Passthrough, Reply};
 use crate::chat::{Endpoint, Scan, Shape, conversation_key, named_key, scan};
 use crate::error::GatewayError;
 use crate::settings::Affinity;
-use crate::story::Trail;
 
 /// `x-stagedoor-repeat: never` forbids to send a request to a provider more than once.
 const X_REPEAT: HeaderName = HeaderName::from_static("x-stagedoor-repeat");
@@ -66,12 +65,13 @@ async fn take(
         model_at,
         deadline: started + limit,
         started,
+        began: gateway.shared.clock.at(started),
         span: log.span(),
         passthrough: taken.passthrough,
         touched: AtomicBool::new(false),
         repeatable: is_repeatable(request),
         conversation,
-        trail: Trail::default(),
+        trail: Arc::default(),
     };
     let call = Arc::new(call);
     log.opened(&call, pool);

@@ -160,9 +160,8 @@ impl RequestLog {
     }
 
     /// What remains of the request.
-    fn story(&mut self) -> Option<Story> {
+    fn story(&mut self, duration: Duration) -> Option<Story> {
         let call = self.call.take()?;
-        let duration = self.started.elapsed();
         Some(Story {
             id: Arc::clone(&call.id),
             at: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
@@ -181,7 +180,7 @@ impl RequestLog {
             first_content: self.first_content,
             usage: self.usage,
             dropped: std::mem::take(&mut self.dropped),
-            trace: call.trail.take(),
+            trail: Arc::clone(&call.trail),
         })
     }
 }
@@ -192,6 +191,7 @@ impl Drop for RequestLog {
         if let Some(pool) = self.pool_index {
             self.gateway.slots.pools[pool].stats.borrow_mut().ended(self.outcome);
         }
+        let duration = self.started.elapsed();
         let usage = self.usage.unwrap_or_default();
         let is_logged = self.gateway.shared.settings.telemetry.access_log;
         let cost = if is_logged { self.cost(&usage) } else { None };
@@ -214,14 +214,14 @@ impl Drop for RequestLog {
             first_content_seconds = first_content,
         );
         if is_logged {
-            let seconds = self.started.elapsed().as_secs_f64();
+            let seconds = duration.as_secs_f64();
             let tried = self.tried();
             self.span.in_scope(|| tracing::info!(target: "access", seconds, usage_estimated = usage.estimated, tried, "request"));
         }
         if let Some(open) = self.open {
             let gateway = Rc::clone(&self.gateway);
             gateway.slots.open.borrow_mut().try_remove(open);
-            if let Some(story) = self.story() {
+            if let Some(story) = self.story(duration) {
                 gateway.slots.stories.borrow_mut().add(story);
             }
         }

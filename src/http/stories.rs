@@ -109,7 +109,7 @@ pub(super) async fn one(request: HttpRequest) -> HttpResponse {
             let mut told = summary(story);
             told["state"] = json!("ended");
             told["dropped"] = json!(story.dropped);
-            tell(&mut told, &story.trace, settings);
+            tell(&mut told, &story.trail.trace(), settings);
             HttpResponse::Ok().json(with_worker(worker, &told))
         }
         None => not_found(&format!("no request with the id `{id}` is in flight or remembered")),
@@ -203,6 +203,7 @@ fn one_try(told: &Try, settings: &Settings) -> Value {
         "outcome": outcome,
         "class": class,
         "reason": reason,
-        "usage": told.usage,
+        "prompt_tokens": told.tokens.map(|(input, _)| input),
+        "completion_tokens": told.tokens.map(|(_, output)| output),
     })
 }

@@ -369,7 +369,7 @@ async fn a_request_keeps_its_story() {
     );
     assert!(tries[0]["head_seconds"].is_number() && tries[0]["reason"].is_string(), "{story}");
     assert_eq!(
-        (&tries[1]["backend"], &tries[1]["outcome"], &tries[1]["usage"]["prompt_tokens"]),
+        (&tries[1]["backend"], &tries[1]["outcome"], &tries[1]["prompt_tokens"]),
         (&json!("b"), &json!("served"), &json!(3))
     );
     assert!(tries[1]["ended_seconds"].as_f64() >= tries[1]["head_seconds"].as_f64());
