@@ -15,6 +15,7 @@ use super::{
     RestartReport, ShardState, ShardStories, Snapshot, Unqueue,
 };
 use crate::attempt::Cut;
+use crate::journal::Journal;
 use crate::shard::Shard;
 
 /// How long a worker may take to answer for its state.
@@ -138,6 +139,7 @@ impl Handler<RestartBackend> for Director {
         let generation = self.shared.backends[act.backend].generation.fetch_add(1, Ordering::Relaxed) + 1;
         let backend = self.shared.settings.backends[act.backend].name.to_string();
         tracing::info!(%backend, generation, act = %id, "restart requested");
+        let journal = Arc::clone(&self.shared.journal);
         let mut starts = Vec::new();
         let mut reports = Vec::new();
         for (_, shard) in &self.shards {
@@ -152,7 +154,7 @@ impl Handler<RestartBackend> for Director {
                 return Err(());
             }
             let mut report = RestartReport { id, backend, generation, in_flight_at_start, drained: None };
-            let drained = drain_report(reports, report.clone());
+            let drained = drain_report(reports, report.clone(), journal);
             if act.wait {
                 report.drained = Some(drained.await);
             } else {
@@ -163,7 +165,11 @@ impl Handler<RestartBackend> for Director {
     }
 }
 
-async fn drain_report(reports: Vec<oneshot::Receiver<super::RetireReport>>, act: RestartReport) -> DrainReport {
+async fn drain_report(
+    reports: Vec<oneshot::Receiver<super::RetireReport>>,
+    act: RestartReport,
+    journal: Arc<Journal>,
+) -> DrainReport {
     let workers: Vec<_> = join_all(reports).await.into_iter().flatten().collect();
     let report = DrainReport {
         completed: workers.iter().map(|worker| worker.completed).sum(),
@@ -172,6 +178,11 @@ async fn drain_report(reports: Vec<oneshot::Receiver<super::RetireReport>>, act:
         duration_seconds: workers.iter().map(|worker| worker.duration_seconds).fold(0.0, f64::max),
         workers,
     };
+    let words = format!(
+        "{}: generation {} replaced its predecessor: {} in flight -> 0, {} completed, {} moved, {} cut, {:.1} s",
+        act.id, act.generation, act.in_flight_at_start, report.completed, report.moved, report.cut, report.duration_seconds
+    );
+    journal.note("restarted", Some(&act.backend), None, words);
     tracing::info!(
         backend = %act.backend, generation = act.generation, act = %act.id, in_flight_at_start = act.in_flight_at_start,
         completed = report.completed, moved = report.moved, cut = report.cut, seconds = report.duration_seconds,

@@ -4,7 +4,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use super::JobParts;
 use super::pool::Core;
 use crate::attempt::{Call, Ledger, Reply, ReplySender};
-use crate::error::GatewayError;
 
 /// Fewest recent replies from which the wait is known.
 const FEW: u64 = 20;
@@ -48,20 +47,42 @@ pub(super) fn note(core: &Core, stream: bool, after: Duration) {
     }
 }
 
-/// Takes the place of a request's caller: returns the sender for the first job and where it says which member has it.
-pub(super) fn start(core: &Rc<Core>, call: &Arc<Call>, reply: ReplySender, patience: Duration) -> (ReplySender, Arc<AtomicU16>) {
+/// The members that the jobs of one race have asked; those beyond the 64th are not told apart from members never asked.
+#[derive(Debug, Default)]
+pub struct Asked(AtomicU64);
+
+impl Asked {
+    fn bit(leaf: usize) -> u64 {
+        u32::try_from(leaf).ok().and_then(|leaf| 1u64.checked_shl(leaf)).unwrap_or(0)
+    }
+
+    /// Whether the member was asked.
+    pub(super) fn holds(&self, leaf: usize) -> bool {
+        self.0.load(Ordering::Relaxed) & Self::bit(leaf) != 0
+    }
+
+    pub(super) fn add(&self, leaf: usize) {
+        self.0.fetch_or(Self::bit(leaf), Ordering::Relaxed);
+    }
+
+    pub(super) fn remove(&self, leaf: usize) {
+        self.0.fetch_and(!Self::bit(leaf), Ordering::Relaxed);
+    }
+}
+
+/// Takes the place of a request's caller: returns the sender for the first job, and whom both jobs have asked.
+pub(super) fn start(core: &Rc<Core>, call: &Arc<Call>, reply: ReplySender, patience: Duration) -> (ReplySender, Arc<Asked>) {
     let (sender, first) = oneshot::channel();
-    let at = Arc::new(AtomicU16::new(u16::MAX));
-    let race = Race { core: Rc::clone(core), call: Arc::clone(call), at: Arc::clone(&at) };
+    let asked = Arc::new(Asked::default());
+    let race = Race { core: Rc::clone(core), call: Arc::clone(call), asked: Arc::clone(&asked) };
     actix_rt::spawn(race.run(first, reply, patience));
-    (sender, at)
+    (sender, asked)
 }
 
 struct Race {
     core: Rc<Core>,
     call: Arc<Call>,
-    /// Who has the first job.
-    at: Arc<AtomicU16>,
+    asked: Arc<Asked>,
 }
 
 impl Race {
@@ -71,7 +92,7 @@ impl Race {
             let racing = self.race(&mut first, patience);
             let mut racing = std::pin::pin!(racing);
             poll_fn(|cx| match racing.as_mut().poll(cx) {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Ready(answer) => Poll::Ready(answer),
                 Poll::Pending => reply.poll_closed(cx).map(|()| None),
             })
             .await
@@ -85,38 +106,40 @@ impl Race {
         }
     }
 
-    async fn race(&self, first: &mut Receiver<Reply>, patience: Duration) -> Reply {
+    /// The first good answer; `None` when a job was lost with its actor: then the front end may ask again.
+    async fn race(&self, first: &mut Receiver<Reply>, patience: Duration) -> Option<Reply> {
         if let Ok(answer) = tokio::time::timeout(patience, &mut *first).await {
-            return received(answer);
+            return answer.ok();
         }
-        let Some(mut second) = self.ask_another() else { return received(first.await) };
+        let Some(mut second) = self.ask_another() else { return first.await.ok() };
         let (winner, is_second) = poll_fn(|cx| {
             if let Poll::Ready(answer) = first.poll_unpin(cx) {
-                return Poll::Ready((received(answer), false));
+                return Poll::Ready((answer, false));
             }
-            second.poll_unpin(cx).map(|answer| (received(answer), true))
+            second.poll_unpin(cx).map(|answer| (answer, true))
         })
         .await;
         let (answer, is_second) = match (winner, is_second) {
-            (Ok(answer), is_second) => (Ok(answer), is_second),
-            // One has failed: the other decides, and what it says when it fails too is told.
-            (Err(_), true) => (received(first.await), false),
-            (Err(error), false) => match received(second.await) {
-                Ok(answer) => (Ok(answer), true),
-                Err(_) => (Err(error), false),
+            (Ok(Ok(answer)), is_second) => (Ok(answer), is_second),
+            // One has failed: the other decides, and where both fail the first is told.
+            (_, true) => (first.await.ok()?, false),
+            (failed, false) => match second.await {
+                Ok(Ok(answer)) => (Ok(answer), true),
+                Ok(Err(_)) | Err(_) => (failed.ok()?, false),
             },
         };
         if is_second && answer.is_ok() {
             self.core.stats().borrow_mut().hedges.1 += 1;
+            // The first would have taken longer than this.
+            note(&self.core, self.call.is_stream(), self.call.age(self.core.now()));
         }
-        answer
+        Some(answer)
     }
 
     /// Gives a second job to the best of the other members, if one is well and the budget allows it.
     fn ask_another(&self) -> Option<Receiver<Reply>> {
         let (reply, second) = oneshot::channel();
         let ledger = Ledger {
-            tried: [self.at.load(Ordering::Relaxed)].into_iter().collect(),
             attempts: 1,
             // One try, no retry and no third member.
             max_attempts: 2,
@@ -132,7 +155,7 @@ impl Race {
             slot: 0,
             last_resort: false,
             is_hedge: true,
-            race: Some(Arc::default()),
+            race: Some(Arc::clone(&self.asked)),
             only: false,
         };
         let now = Instant::now();
@@ -142,9 +165,4 @@ impl Race {
         self.core.stats().borrow_mut().hedges.0 += 1;
         Some(second)
     }
-}
-
-fn received(answer: Result<Reply, oneshot::error::RecvError>) -> Reply {
-    // Only a job that was lost with its actor has no answer.
-    answer.unwrap_or(Err(GatewayError::Internal))
 }

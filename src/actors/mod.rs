@@ -26,7 +26,6 @@ pub(crate) mod standby;
 mod view;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -68,8 +67,8 @@ pub struct JobParts {
     pub last_resort: bool,
     /// Whether it runs beside another job of the same request that is slow.
     pub is_hedge: bool,
-    /// Where the job that such another one may join says which member has it.
-    pub race: Option<Arc<AtomicU16>>,
+    /// Whom the jobs of a request that may have two of them have asked.
+    pub race: Option<Arc<hedge::Asked>>,
     /// Whether the pool has no other member.
     pub only: bool,
 }

@@ -20,7 +20,7 @@ use super::slots::{PoolStats, SlotState, Slots};
 use super::view::{PassedOver, View, place};
 use super::{Bounce, Bounced, Dispatch, Job, JobParts, Outcome, PoolDown, ProviderUp};
 use crate::attempt::{Call, End, Ledger, Reply, Settled, panic_message};
-use crate::balance::{Affinity, Choice, Door, Members as _, Moment, Why, any_reachable, choose, last_resort};
+use crate::balance::{Affinity, Choice, Door, Members as _, Moment, Shut, Why, any_reachable, choose, last_resort};
 use crate::chat::{Failure, FailureClass};
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
@@ -89,8 +89,8 @@ impl MessageResponse<Pool, Dispatch> for TailForward {
         let (reply, race) = match hedge::patience(&self.core, &self.call) {
             None => (reply, None),
             Some(patience) => {
-                let (reply, at) = hedge::start(&self.core, &self.call, reply, patience);
-                (reply, Some(at))
+                let (reply, asked) = hedge::start(&self.core, &self.call, reply, patience);
+                (reply, Some(asked))
             }
         };
         let parts = JobParts {
@@ -244,7 +244,11 @@ impl Core {
             return self.send(job, member);
         }
         // Everybody else has failed, is full or starting: wait for a permit where one will be free.
-        if let Some(member) = parts.ledger.saturated.first().copied().filter(|_| !parts.ledger.may_queue) {
+        if parts.is_hedge {
+            let error = self.last_word(parts, None);
+            return self.refuse(job, error);
+        }
+        if let Some(member) = parts.ledger.saturated.get(parts.ledger.queue_turn).copied() {
             parts.ledger.may_queue = true;
             return self.send(job, usize::from(member));
         }
@@ -264,7 +268,7 @@ impl Core {
     }
 
     fn view<'a>(&'a self, parts: &'a JobParts) -> View<'a> {
-        View::new(&self.slots, &self.plan, &parts.call, &parts.ledger, parts.now)
+        View::new(&self.slots, &self.plan, parts)
     }
 
     fn choose(&self, parts: &mut JobParts) -> Option<usize> {
@@ -274,7 +278,8 @@ impl Core {
             Some(choice) => choice,
             None => choose(&self.plan.tree, &view, &mut turns, &mut fastrand::f64)?,
         };
-        if let (Some(key), Some(table)) = (parts.call.conversation, self.affinity()) {
+        // A second job beside a slow one does not move the conversation.
+        if let (Some(key), Some(table), false) = (parts.call.conversation, self.affinity(), parts.is_hedge) {
             table.remember(key, choice.leaf, view.now);
         }
         let slot = view.model_slot(choice.leaf);
@@ -297,7 +302,8 @@ impl Core {
     fn keep_together(&self, parts: &JobParts, view: &View<'_>) -> Option<Choice> {
         let key = parts.call.conversation.filter(|_| parts.ledger.tried.is_empty() && !parts.is_hedge)?;
         let known = self.affinity()?.find(key, view.now).filter(|leaf| *leaf < self.plan.members.len());
-        let kept = known.filter(|leaf| view.door(*leaf) == Door::Open && !view.is_overloaded(*leaf));
+        let kept =
+            known.filter(|leaf| view.door(*leaf) == Door::Open && view.weight_of(*leaf) > 0.0 && !view.is_overloaded(*leaf));
         let counted = match (known, kept) {
             (Some(_), Some(_)) => 0,
             (Some(_), None) => 1,
@@ -322,17 +328,11 @@ impl Core {
     /// With every circuit open: whom to ask nevertheless, or what to answer in their place.
     fn last_resort(&self, parts: &mut JobParts) -> Option<Resort> {
         let view = self.view(parts);
-        let (leaf, refusal) = match last_resort(&self.plan.tree, &view)? {
-            Ok(leaf) => (leaf, None),
-            Err((leaf, until, class)) => (leaf, Some((until, class))),
-        };
+        let Shut { leaf, until, class } = last_resort(&self.plan.tree, &view)?;
         let backend = &self.slots.shared.settings.backends[self.plan.members[leaf]];
         let slot = view.model_slot(leaf);
-        if let Some((until, class)) = refusal
-            && parts.ledger.refused
-        {
-            let wait = until.since(parts.now);
-            return Some(Resort::Answer(shut_failure(backend, class, wait)));
+        if parts.ledger.refused {
+            return Some(Resort::Answer(shut_failure(backend, class, until.since(parts.now))));
         }
         if self.slots.tells_stories() {
             let choice = Choice { leaf, why: Why::LastResort, compared: SmallVec::new() };
@@ -354,8 +354,8 @@ impl Core {
     fn send(&self, mut job: Job, member: usize) {
         job.0.member = u16::try_from(member).unwrap_or(u16::MAX);
         job.0.ledger.may_queue |= job.0.only;
-        if let Some(at) = &job.0.race {
-            at.store(job.0.member, Ordering::Relaxed);
+        if let Some(asked) = &job.0.race {
+            asked.add(member);
         }
         let slot = &self.slots.providers[self.plan.members[member]];
         let addr = match &*slot.state.borrow() {
@@ -374,29 +374,34 @@ impl Core {
         match why {
             Bounced::Moved => {
                 parts.ledger.moves += 1;
-                // Where it waited it waits no longer: every member is asked again.
-                parts.ledger.saturated.clear();
-                parts.ledger.may_queue = false;
+                parts.ledger.forget_queues();
+                self.unask(parts);
                 if parts.ledger.moves > MOVES {
                     return self.refuse(job, GatewayError::Internal);
                 }
             }
             Bounced::Saturated => {
                 self.count(member, |stats| stats.bounced += 1);
+                self.unask(parts);
                 if parts.ledger.may_queue {
-                    let backend = self.slots.shared.settings.backends[self.plan.members[usize::from(member)]].name.clone();
-                    let error = parts.ledger.worst.take().map_or(GatewayError::Saturated { backend }, GatewayError::Upstream);
-                    return self.refuse(job, error);
+                    parts.ledger.queue_turn += 1;
+                    if parts.ledger.queue_turn >= parts.ledger.saturated.len() {
+                        let backend =
+                            Arc::clone(&self.slots.shared.settings.backends[self.plan.members[usize::from(member)]].name);
+                        let error = worst_or(parts, GatewayError::Saturated { backend });
+                        return self.refuse(job, error);
+                    }
+                    return self.place(job);
                 }
                 parts.ledger.saturated.push(member);
             }
             // Another request was quicker, or another worker has just found out.
             Bounced::Shut => {
-                parts.ledger.refused |= parts.last_resort;
                 parts.ledger.moves += 1;
-                if parts.ledger.moves > MOVES {
-                    return self.refuse(job, GatewayError::Internal);
-                }
+                parts.ledger.refused |= parts.last_resort || parts.ledger.moves > MOVES;
+                parts.ledger.forget_queues();
+                parts.ledger.shut.push(member);
+                self.unask(parts);
             }
             Bounced::Failed(failure) => {
                 let verdict = failure.class.verdict();
@@ -419,6 +424,13 @@ impl Core {
         self.place(job);
     }
 
+    /// A member that has given a job back untried may be asked by the other job of its race, and by this one again.
+    fn unask(&self, parts: &JobParts) {
+        if let Some(asked) = &parts.race {
+            asked.remove(usize::from(parts.member));
+        }
+    }
+
     /// Takes a token of the failed member's retry budget; the first fallback of a request is free.
     fn spend_retry(&self, member: u16) -> bool {
         let slot = &self.slots.providers[self.plan.members[usize::from(member)]];
@@ -436,9 +448,8 @@ impl Core {
         if let Some(failure) = shut {
             parts.ledger.note(failure);
         }
-        if let Some(mut worst) = parts.ledger.worst.take() {
-            worst.attempts = parts.ledger.attempts;
-            return GatewayError::Upstream(worst);
+        if parts.ledger.worst.is_some() {
+            return worst_or(parts, GatewayError::Internal);
         }
         let (call, shared) = (&parts.call, &self.slots.shared);
         let mut members = self.plan.members.iter().map(|index| &shared.settings.backends[*index]);
@@ -470,13 +481,8 @@ impl Core {
         let parking = &self.plan.parking;
         if self.parked().borrow().len() >= parking.max_jobs {
             let pool = Arc::clone(&self.plan.name);
-            let error = match job.0.ledger.worst.take() {
-                Some(worst) => GatewayError::Upstream(worst),
-                None => GatewayError::NoBackend {
-                    pool,
-                    reason: "every backend is starting and too many requests wait already".into(),
-                },
-            };
+            let reason = "every backend is starting and too many requests wait already".into();
+            let error = worst_or(&mut job.0, GatewayError::NoBackend { pool, reason });
             return self.refuse(job, error);
         }
         job.0.ledger.parked_at.get_or_insert_with(Instant::now);
@@ -492,16 +498,21 @@ impl Core {
             if !job.0.reply.is_closed() && now.duration_since(since) >= self.plan.parking.max_wait {
                 let pool = Arc::clone(&self.plan.name);
                 let mut job = job;
-                let error = match job.0.ledger.worst.take() {
-                    Some(worst) => GatewayError::Upstream(worst),
-                    None => GatewayError::NoBackend { pool, reason: "every backend is starting".into() },
-                };
+                let reason = "every backend is starting".into();
+                let error = worst_or(&mut job.0, GatewayError::NoBackend { pool, reason });
                 self.refuse(job, error);
             } else {
                 self.place(job);
             }
         }
     }
+}
+
+/// The most telling failure so far, else this error.
+fn worst_or(parts: &mut JobParts, error: GatewayError) -> GatewayError {
+    let attempts = parts.ledger.attempts;
+    let worst = parts.ledger.worst.take();
+    worst.map_or(error, |worst| GatewayError::Upstream(Box::new(Failure { attempts, ..*worst })))
 }
 
 /// What becomes of a request when every circuit is open.

@@ -137,14 +137,15 @@ impl Provider {
 
     /// Admits a job, lets it wait, or gives it back. The job is taken out of its cell once it is in other hands.
     fn admit(&mut self, cell: &mut Option<Job>, ctx: &mut Context<Self>) {
-        if self.retired.is_some() {
+        let shared = &self.slots.shared.backends[self.station.backend.index];
+        if self.retired.is_some() || shared.drained.load(Ordering::Relaxed) {
             if let Some(job) = cell.take() {
                 self.bounce(job, Bounced::Moved);
             }
             return;
         }
         self.station.transport.on_admit();
-        let permits = &self.slots.shared.backends[self.station.backend.index].permits;
+        let permits = &shared.permits;
         // Those who wait already come first.
         let permit = if self.queue.borrow().is_empty() { permits.try_take() } else { None };
         let Some(job) = cell.take() else { return };

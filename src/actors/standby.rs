@@ -1,6 +1,7 @@
 //! Standby: members that had no traffic for a while are checked by the cheapest call there is, so that a dead fallback is
 //! known before it is needed. One worker does it for the process.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +33,9 @@ struct Watched {
     backend: usize,
     interval: Duration,
     last: Option<Instant>,
-    was_well: Rc<std::cell::Cell<Option<bool>>>,
+    was_well: Rc<Cell<Option<bool>>>,
+    /// Whether a check is under way.
+    is_busy: Rc<Cell<bool>>,
 }
 
 impl Standby {
@@ -43,7 +46,15 @@ impl Standby {
             settings.pools.iter().filter(|pool| pool.members.contains(&backend)).filter_map(|pool| pool.standby).min()
         };
         let watched = (0..settings.backends.len())
-            .filter_map(|backend| Some(Watched { backend, interval: interval(backend)?, last: None, was_well: Rc::default() }))
+            .filter_map(|backend| {
+                Some(Watched {
+                    backend,
+                    interval: interval(backend)?,
+                    last: None,
+                    was_well: Rc::default(),
+                    is_busy: Rc::default(),
+                })
+            })
             .collect();
         Self { watched }
     }
@@ -65,7 +76,13 @@ impl Standby {
                 continue;
             }
             watched.last = Some(now);
-            actix_rt::spawn(check(Rc::clone(slots), watched.backend, Rc::clone(&watched.was_well)));
+            watched.is_busy.set(true);
+            let checking = check(Rc::clone(slots), watched.backend, Rc::clone(&watched.was_well));
+            let is_busy = Rc::clone(&watched.is_busy);
+            actix_rt::spawn(async move {
+                checking.await;
+                is_busy.set(false);
+            });
         }
     }
 }
@@ -85,7 +102,7 @@ fn may_ask(slots: &Slots, backend: usize) -> bool {
 }
 
 /// One request of one token, by the pool of one that every backend has.
-async fn check(slots: Rc<Slots>, index: usize, was_well: Rc<std::cell::Cell<Option<bool>>>) {
+async fn check(slots: Rc<Slots>, index: usize, was_well: Rc<Cell<Option<bool>>>) {
     let backend = Arc::clone(&slots.shared.settings.backends[index]);
     let Some(pool) = slots.shared.settings.pools.iter().find(|pool| pool.implicit && pool.members == [index]) else { return };
     let (Some(address), Some(call)) = (slots.pool(pool.index), call(&slots, &backend)) else { return };

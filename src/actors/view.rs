@@ -5,6 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use super::JobParts;
+use super::hedge::Asked;
 use super::slots::{SlotState, Slots};
 use crate::attempt::{Call, Ledger};
 use crate::balance::{Bar, CircuitState, Door, Members, Moment, Standing};
@@ -15,6 +17,8 @@ use crate::settings::{Child, Pool, Strategy};
 /// Members that were passed over, for the request's story.
 pub(super) type PassedOver = Vec<(u16, Door)>;
 
+/// Members that are told as passed over for one choice.
+const TOLD: usize = 32;
 /// A member is late when its unanswered requests are older than this many times what is expected of it.
 const LATE: f64 = 3.0;
 /// Requests that a conversation's member may carry beyond twice as many as the others.
@@ -28,15 +32,31 @@ pub(super) struct View<'a> {
     ledger: &'a Ledger,
     pub(super) now: Moment,
     typical_tokens: f64,
+    /// Whether it may be the request that decides about a circuit: only one that others could take over.
+    may_probe: bool,
+    race: Option<&'a Asked>,
     /// The leaf whose model slot was found last, and the slot.
     found: Cell<Option<(usize, u16)>>,
     passed_over: RefCell<PassedOver>,
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(slots: &'a Slots, plan: &'a Pool, call: &'a Call, ledger: &'a Ledger, now: Moment) -> Self {
+    pub(super) fn new(slots: &'a Slots, plan: &'a Pool, parts: &'a JobParts) -> Self {
+        let (call, ledger, now) = (&*parts.call, &parts.ledger, parts.now);
+        let may_probe = call.repeatable && !parts.is_hedge && ledger.max_attempts > ledger.attempts + 1;
         let typical_tokens = slots.pools[plan.index].stats.borrow().typical_tokens;
-        Self { slots, plan, call, ledger, now, typical_tokens, found: Cell::new(None), passed_over: RefCell::default() }
+        Self {
+            slots,
+            plan,
+            call,
+            ledger,
+            now,
+            typical_tokens,
+            may_probe,
+            race: parts.race.as_deref(),
+            found: Cell::new(None),
+            passed_over: RefCell::default(),
+        }
     }
 
     /// The id a member is asked for; `None` when it cannot serve the request.
@@ -85,6 +105,17 @@ impl<'a> View<'a> {
         busy(leaf) > mean * 2 + SPARE || is_late
     }
 
+    fn may_probe(&self, leaf: usize) -> bool {
+        let backend = &self.slots.shared.settings.backends[self.plan.members[leaf]];
+        let left = self.call.deadline.saturating_duration_since(self.call.started).saturating_sub(self.call.age(self.now));
+        self.may_probe && left > backend.timeouts.first_content && !self.ledger.shut.contains(&place(leaf))
+    }
+
+    /// Present weight of a member, by its first place in the tree.
+    pub(super) fn weight_of(&self, leaf: usize) -> f64 {
+        self.plan.child_of(leaf).map_or(0.0, |child| self.weight(child))
+    }
+
     fn look(&self, leaf: usize) -> Door {
         if self.was_tried(leaf) {
             return Door::Barred(Bar::Tried);
@@ -105,7 +136,7 @@ impl<'a> View<'a> {
         }
         match shared.health.state(self.find_slot(leaf, model), self.now) {
             CircuitState::Closed => Door::Open,
-            CircuitState::HalfOpen { probing: false, .. } => Door::Probe,
+            CircuitState::HalfOpen { probing: false, .. } if self.may_probe(leaf) => Door::Probe,
             CircuitState::HalfOpen { class, .. } => Door::Shut { until: self.now, class },
             CircuitState::Open { until, class } => Door::Shut { until, class },
         }
@@ -125,14 +156,17 @@ impl<'a> View<'a> {
 impl Members for View<'_> {
     fn door(&self, leaf: usize) -> Door {
         let door = self.look(leaf);
-        if door != Door::Open {
-            self.passed_over.borrow_mut().push((place(leaf), door));
+        if door != Door::Open && self.slots.tells_stories() {
+            let mut passed_over = self.passed_over.borrow_mut();
+            if passed_over.len() < TOLD && !passed_over.iter().any(|(known, _)| *known == place(leaf)) {
+                passed_over.push((place(leaf), door));
+            }
         }
         door
     }
 
     fn was_tried(&self, leaf: usize) -> bool {
-        self.ledger.tried.contains(&place(leaf))
+        self.ledger.tried.contains(&place(leaf)) || self.race.is_some_and(|asked| asked.holds(leaf))
     }
 
     fn standing(&self, leaf: usize) -> Standing {

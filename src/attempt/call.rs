@@ -150,9 +150,13 @@ pub struct Ledger {
     pub worst: Option<Box<Failure>>,
     /// Whether the job may wait for a permit: nobody else can take it.
     pub may_queue: bool,
-    /// Whether a circuit has refused it as a probe: then the circuit answers.
+    /// Which of them it waits at next, where it may.
+    pub queue_turn: usize,
+    /// Leaves whose circuits refused it although they looked as if it might pass.
+    pub shut: SmallVec<[u16; 4]>,
+    /// Whether a circuit has refused it as a last resort: then the circuit answers.
     pub refused: bool,
-    /// How often it met a generation that was just replaced, or a circuit that had just opened.
+    /// How often it came back without having been tried.
     pub moves: u32,
     /// Since when it waits for a permit.
     pub queued_at: Option<Instant>,
@@ -161,6 +165,13 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Where it waited it waits no longer: every member is asked again.
+    pub fn forget_queues(&mut self) {
+        self.saturated.clear();
+        self.may_queue = false;
+        self.queue_turn = 0;
+    }
+
     /// Keeps the failure that tells the client most.
     pub fn note(&mut self, failure: Failure) {
         if self.worst.as_ref().is_none_or(|worst| failure.class.weight() >= worst.class.weight()) {

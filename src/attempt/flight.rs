@@ -173,6 +173,8 @@ pub struct Flight {
     slot: u16,
     /// Leases, if this attempt decides about a circuit.
     probe: Cell<Option<Probe>>,
+    /// Whether its reply shows that the backend is well.
+    is_proof: Cell<bool>,
     /// Requests in flight at the backend when it began; `None` where its time says nothing about the model.
     load: Option<u32>,
     first_content: Cell<Option<Moment>>,
@@ -243,6 +245,7 @@ impl Flights {
             told: Cell::new(usize::MAX),
             slot: plan.slot,
             probe: Cell::new(Some(plan.probe)),
+            is_proof: Cell::new(true),
             load,
             first_content: Cell::new(None),
             try_started: Cell::new(now),
@@ -366,10 +369,14 @@ impl Flight {
     }
 
     /// Reports a failed try to the backend's circuits and averages.
+    /// A failure by a limit of the caller's own speaks against nobody.
     pub fn report(&self, failure: &Failure, sent: bool) {
         let now = self.now();
         self.note_end(now, TryEnd::Failed(failure.class, failure.message.as_str().into()), None);
-        self.flights.vitals.failed(self.slot, failure, sent, self.try_started.get(), now);
+        let is_callers = matches!(failure.class, FailureClass::Timeout(_)) && Instant::now() >= self.call.deadline;
+        if !is_callers {
+            self.flights.vitals.failed(self.slot, failure, sent, self.started, now);
+        }
     }
 
     /// Counts a try that failed and is followed by another one here.
@@ -400,7 +407,9 @@ impl Flight {
         let at = self.call.age(now);
         self.call.trail.amend(self.told.get(), |told| told.first_content = Some(at));
         let vitals = &self.flights.vitals;
-        vitals.recovered(self.slot, self.try_started.get(), now);
+        if self.is_proof.get() {
+            vitals.recovered(self.slot, self.try_started.get(), now);
+        }
         if let Some(sample) = self.sample(now, 0).filter(|sample| sample.stream) {
             vitals.pulse(self.slot).answered(&sample, now);
         }
@@ -445,7 +454,9 @@ impl Flight {
         }
         match end {
             End::Served => {
-                vitals.health.succeeded(self.slot, now);
+                if self.is_proof.get() {
+                    vitals.health.succeeded(self.slot, now);
+                }
                 let tokens = usage.filter(|usage| !usage.estimated).map_or(0, |usage| usage.completion_tokens);
                 match self.sample(now, tokens) {
                     Some(sample) if sample.stream => vitals.pulse(self.slot).finished(&sample, now),
@@ -454,9 +465,25 @@ impl Flight {
                 }
             }
             End::Truncated(class) => {
-                vitals.failed(self.slot, &Failure::new(class, ""), true, self.try_started.get(), now);
+                vitals.failed(self.slot, &Failure::new(class, ""), true, self.started, now);
+            }
+            End::Cancelled if self.load.is_some() && self.first_content.get().is_none() => {
+                vitals.pulse(self.slot).given_up(self.stream, now.since(self.try_started.get()), now);
             }
             End::Failed(_) | End::Cancelled | End::Cut => {}
+        }
+    }
+
+    /// Whether this attempt decides about a circuit.
+    pub fn is_probe(&self) -> bool {
+        self.probe.get().is_some_and(|probe| probe != Probe::default())
+    }
+
+    /// The reply that is passed through has a status that speaks neither for nor against the backend, or against it.
+    pub fn note_refusal(&self, failure: Option<&Failure>) {
+        self.is_proof.set(false);
+        if let Some(failure) = failure {
+            self.flights.vitals.failed(self.slot, failure, true, self.started, self.now());
         }
     }
 

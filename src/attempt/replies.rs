@@ -151,6 +151,9 @@ pub(super) fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Opti
         && head.call.passthrough.as_ref().is_none_or(|passthrough| passthrough.method != Method::HEAD);
     let body = match flight.take() {
         Some(flight) => {
+            if !(status.is_success() || status.is_redirection()) {
+                flight.note_refusal(refusal(status, incoming.headers()).as_ref());
+            }
             flight.note_first_content(head.attempts);
             let meter = Meter::Bytes { tail: Vec::new(), remaining: content_length(incoming.headers()).filter(|_| has_body) };
             *flight.upstream.borrow_mut() = Some(Upstream::new(incoming, meter, head.call.body.len(), ends));
@@ -161,6 +164,17 @@ pub(super) fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Opti
     let mut answer = head.answer(headers, body, None);
     answer.status = status;
     answer
+}
+
+/// What a status that is passed through says about the backend's health.
+fn refusal(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
+    let class = match status.as_u16() {
+        429 => FailureClass::RateLimited,
+        503 | 529 => FailureClass::Overloaded,
+        500.. => FailureClass::Server,
+        _ => return None,
+    };
+    Some(Failure { retry_after: retry_after(headers), ..Failure::new(class, "") })
 }
 
 /// Awaits a future until then; what is ready at once needs no timer.

@@ -94,6 +94,7 @@ pub async fn work(
         };
         let again = wait.filter(|wait| {
             tries_here <= backend.max_retries
+                && !flight.as_ref().is_some_and(|flight| flight.is_probe())
                 && ledger.attempts < ledger.max_attempts
                 && *wait <= LONG_WAIT
                 && Instant::now() + *wait < call.deadline
@@ -222,7 +223,8 @@ async fn one_try(
     // It cannot be sent again either when a connection of the pool turns out to be dead.
     // Neither is a large body, so neither may meet one.
     let is_safe = method == Method::GET || method == Method::HEAD;
-    let pooled = pooled && (call.passthrough.is_none() || is_safe) && call.body.len() <= RESEND_LIMIT;
+    let may_resend = call.repeatable && (call.passthrough.is_none() || is_safe);
+    let pooled = pooled && may_resend && call.body.len() <= RESEND_LIMIT;
     let mut replies: SmallVec<[Bytes; 1]> = SmallVec::new();
     for part in parts {
         let body = OutgoingBody::Full(part);

@@ -118,20 +118,24 @@ pub fn choose(group: &Group, members: &impl Members, turns: &mut Turns, unit: &m
         match &child.node {
             Node::Leaf(leaf) => match members.door(*leaf) {
                 Door::Open => found.push((place, *leaf)),
-                Door::Probe if members.weight(child) > 0.0 && probe.is_none() => probe = Some((place, *leaf)),
+                // Without fallback it is one of the others.
+                Door::Probe if group.fallback && members.weight(child) > 0.0 && probe.is_none() => probe = Some(*leaf),
                 Door::Probe => found.push((place, *leaf)),
                 Door::Shut { .. } | Door::Barred(_) => {}
             },
             Node::Group(inner) => found.extend(speaker(inner, members).map(|leaf| (place, leaf))),
         }
     }
-    if let Some((_, leaf)) = probe {
-        let is_first = !any_leaf(group, &|leaf| members.was_tried(leaf));
-        if found.is_empty() || (is_first && group.fallback) {
-            return Some(only(leaf, Why::Probe));
-        }
+    if let Some(leaf) = probe
+        && (found.is_empty() || is_first_try(group, members))
+    {
+        return Some(only(leaf, Why::Probe));
     }
     rank(group, &found, members, turns, unit)
+}
+
+fn is_first_try(group: &Group, members: &impl Members) -> bool {
+    !any_leaf(group, &|leaf| members.was_tried(leaf))
 }
 
 /// Children that may be asked: each with its place in the group and the leaf that stands for it.
@@ -184,6 +188,9 @@ fn choose_among_many(group: &Group, members: &impl Members, turns: &mut Turns, u
                 if !found.iter().any(|(known, _)| *known == place)
                     && let Some(leaf) = usable(&group.children[place])
                 {
+                    if group.fallback && members.door(leaf) == Door::Probe && is_first_try(group, members) {
+                        return Some(only(leaf, Why::Probe));
+                    }
                     found.push((place, leaf));
                 }
             }
@@ -247,23 +254,29 @@ fn rank(
     Some(Choice { compared: order.iter().take(COMPARED).map(note).collect(), ..choice })
 }
 
-/// With every circuit open: the member whose circuit was opened by a class that is worth a try and ends soonest, else,
-/// with `Err`, the member that may be probed or whose refusal ends soonest.
-pub fn last_resort(group: &Group, members: &impl Members) -> Option<Result<usize, (usize, Moment, FailureClass)>> {
-    let mut soft: Option<(Moment, usize)> = None;
-    let mut hard: Option<(usize, Moment, FailureClass)> = None;
+/// A member whose circuit is open, and what the circuit says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shut {
+    /// Its leaf.
+    pub leaf: usize,
+    /// Until when.
+    pub until: Moment,
+    /// Why.
+    pub class: FailureClass,
+}
+
+/// With every circuit open: the member whose circuit was opened by a class that is worth a try and ends soonest; without
+/// one, the member whose refusal ends soonest.
+pub fn last_resort(group: &Group, members: &impl Members) -> Option<Shut> {
+    let mut best: Option<Shut> = None;
     visit(group, members, &mut |leaf| {
-        if let Door::Shut { until, class } = members.door(leaf) {
-            if super::is_hard(class) {
-                if hard.is_none_or(|(_, soonest, _)| until < soonest) {
-                    hard = Some((leaf, until, class));
-                }
-            } else if soft.is_none_or(|(soonest, _)| until < soonest) {
-                soft = Some((until, leaf));
-            }
+        if let Door::Shut { until, class } = members.door(leaf)
+            && best.is_none_or(|best| (super::is_hard(class), until) < (super::is_hard(best.class), best.until))
+        {
+            best = Some(Shut { leaf, until, class });
         }
     });
-    soft.map(|(_, leaf)| Ok(leaf)).or_else(|| hard.map(Err))
+    best
 }
 
 /// Whether a leaf that this request may still be given to is of this kind.
@@ -382,10 +395,11 @@ mod tests {
         let pool = pool("weighted", &[1.0, 1.0, 1.0]);
         let shut = |millis, class| Door::Shut { until: Moment::after(std::time::Duration::from_millis(millis)), class };
         let doors = [shut(9, FailureClass::Server), shut(5, FailureClass::Overloaded), shut(1, FailureClass::Billing)];
-        assert_eq!(last_resort(&pool.tree, &Doors(doors.to_vec())), Some(Ok(1)));
+        let leaf = |doors: &[Door]| last_resort(&pool.tree, &Doors(doors.to_vec())).map(|shut| shut.leaf);
+        assert_eq!(leaf(&doors), Some(1));
         let doors = [shut(9, FailureClass::Credential), shut(5, FailureClass::RateLimited), Door::Barred(Bar::Tried)];
-        assert!(matches!(last_resort(&pool.tree, &Doors(doors.to_vec())), Some(Err((1, _, FailureClass::RateLimited)))));
-        assert_eq!(last_resort(&pool.tree, &Doors(vec![Door::Barred(Bar::Tried); 3])), None);
+        assert_eq!(leaf(&doors), Some(1));
+        assert_eq!(leaf(&[Door::Barred(Bar::Tried); 3]), None);
     }
 
     #[test]

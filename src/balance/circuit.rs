@@ -79,16 +79,17 @@ enum Effect {
     Counts,
     /// It opens the circuit at once, for a time that doubles up to a limit unless the provider names one.
     Opens { first: Duration, limit: Duration },
+    /// It opens the circuit at once, for this time or a longer one that the provider names.
+    OpensFor(Duration),
 }
 
 impl CircuitRules {
     fn effect(&self, class: FailureClass) -> Effect {
-        let fixed = |time| Effect::Opens { first: time, limit: time };
         match class {
             FailureClass::Caller | FailureClass::Unsupported | FailureClass::Crashed => Effect::Untouched,
-            FailureClass::ModelUnknown => fixed(self.model_unknown),
-            FailureClass::Credential => fixed(self.credential),
-            FailureClass::Billing => fixed(self.billing),
+            FailureClass::ModelUnknown => Effect::OpensFor(self.model_unknown),
+            FailureClass::Credential => Effect::OpensFor(self.credential),
+            FailureClass::Billing => Effect::OpensFor(self.billing),
             FailureClass::RateLimited => Effect::Opens { first: self.rate_limited, limit: self.max_rate_limited },
             FailureClass::Overloaded => Effect::Opens { first: self.overloaded, limit: self.max_overloaded },
             FailureClass::Server
@@ -159,10 +160,10 @@ pub enum Admission {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease(u64);
 
-/// A circuit that has opened, was extended, or has closed.
+/// A circuit that has opened, or has closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// It opened, or stays open for longer.
+    /// It opened.
     Opened {
         /// Until when.
         until: Moment,
@@ -301,22 +302,30 @@ impl Circuit {
         if effect == Effect::Untouched {
             return None;
         }
-        let streak = self.streak.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        let share = self.count(true, rules, now);
-        let was_open = self.until.load(Ordering::Acquire) != 0;
-        // What began before the circuit opened is part of the same trouble.
-        let is_straggler = was_open && began.raw() < self.opened.load(Ordering::Relaxed);
-        let (first, limit) = match effect {
-            Effect::Opens { first, limit } if !is_straggler || retry_after.is_some() => (first, limit),
-            Effect::Counts if !is_straggler && (was_open || streak >= rules.failures || share) => {
-                (rules.cool_down, rules.max_cool_down)
-            }
-            Effect::Opens { .. } | Effect::Counts | Effect::Untouched => return None,
+        let until = Moment::from_raw(self.until.load(Ordering::Acquire));
+        // What began before the circuit opened, or before it closed again, is part of a trouble that is known.
+        let last_change = self.opened.load(Ordering::Relaxed).max(self.closed.load(Ordering::Relaxed));
+        let is_straggler = began.raw() < last_change;
+        let (streak, share) = if is_straggler {
+            (self.streak(), false)
+        } else {
+            (self.streak.fetch_add(1, Ordering::Relaxed).saturating_add(1), self.count(true, rules, now))
         };
-        let trips = if is_straggler { self.trips.load(Ordering::Relaxed).max(1) } else { self.trip(was_open, now) };
+        let hint = retry_after.filter(|wait| !wait.is_zero());
+        let (first, limit, hint) = match effect {
+            Effect::Opens { first, limit } if !is_straggler || hint.is_some() => (first, limit, hint),
+            Effect::OpensFor(time) if !is_straggler => (time, time, hint.map(|wait| wait.max(time))),
+            Effect::Counts if !is_straggler && (until.is_some() || streak >= rules.failures || share) => {
+                (rules.cool_down, rules.max_cool_down, None)
+            }
+            Effect::Opens { .. } | Effect::OpensFor(_) | Effect::Counts | Effect::Untouched => return None,
+        };
+        // Only what was closed, or was asked after its cool-down, has got worse: a request that is sent all the same while it
+        // is open does not double anything.
+        let is_relapse = !is_straggler && until.is_none_or(|until| now >= until);
+        let trips = if is_relapse { self.trip(until.is_some(), now) } else { self.trips.load(Ordering::Relaxed).max(1) };
         let doubled = first.saturating_mul(1u32.checked_shl((trips - 1).min(31)).unwrap_or(u32::MAX)).min(limit.max(first));
-        let until = now + retry_after.unwrap_or(doubled);
-        self.open_until(until, class, streak, trips, now)
+        self.open_until(now + hint.unwrap_or(doubled), class, streak, trips, now)
     }
 
     /// Opens the circuit, or keeps it open, until then; it is never shortened.
@@ -325,15 +334,16 @@ impl Circuit {
         if before >= until.raw() {
             return None;
         }
-        let place = FailureClass::ALL.iter().position(|known| *known == class).unwrap_or(0);
-        self.class.store(u8::try_from(place).unwrap_or(0), Ordering::Release);
+        let place = FailureClass::ALL.iter().position(|known| *known == class).and_then(|place| u8::try_from(place).ok());
+        let known = self.class.swap(place.unwrap_or(0), Ordering::AcqRel);
         if before == 0 {
             self.opened.store(now.raw(), Ordering::Relaxed);
         }
         // What has just failed is not probed at once.
         self.probed.store(now.raw(), Ordering::Release);
-        self.lease.store(0, Ordering::Release);
-        Some(Transition::Opened { until, class, streak, trips })
+        // That it stays open for longer is no news.
+        let is_news = before <= now.raw() || Some(known) != place;
+        is_news.then_some(Transition::Opened { until, class, streak, trips })
     }
 
     /// Closes it, whatever it was: an operator's act.
@@ -341,7 +351,6 @@ impl Circuit {
         let was = self.until.swap(0, Ordering::AcqRel);
         self.trips.store(0, Ordering::Relaxed);
         self.forget(now);
-        self.closed.store(0, Ordering::Relaxed);
         was != 0
     }
 
@@ -449,8 +458,50 @@ mod tests {
             let CircuitState::Open { until, .. } = circuit.state(at(now)) else { panic!("open") };
             assert_eq!(until, at(now + expected));
             now += expected + 1;
-            assert!(matches!(circuit.admit(at(now), LEASE, false), Admission::Probe(_)));
+            let Admission::Probe(lease) = circuit.admit(at(now), LEASE, false) else { panic!("a probe passes") };
             fail(&circuit, FailureClass::Server, None, now);
+            circuit.release(lease);
+        }
+    }
+
+    #[test]
+    fn requests_that_are_sent_all_the_same_extend_it_without_doubling_and_without_news() {
+        let circuit = Circuit::default();
+        for _ in 0..5 {
+            fail(&circuit, FailureClass::Server, None, 0);
+        }
+        for now in 1..50 {
+            assert_eq!(fail(&circuit, FailureClass::Server, None, now), None);
+        }
+        assert_eq!(circuit.state(at(50)), CircuitState::Open { until: at(5_049), class: FailureClass::Server });
+    }
+
+    #[test]
+    fn what_began_before_it_closed_again_does_not_open_it() {
+        let (circuit, rules) = (Circuit::default(), CircuitRules::default());
+        for _ in 0..5 {
+            fail(&circuit, FailureClass::Server, None, 1_000);
+        }
+        circuit.recovered(at(6_001), at(6_100));
+        for _ in 0..20 {
+            assert_eq!(circuit.failed(FailureClass::Server, at(900), None, &rules, at(6_200)), None);
+        }
+        assert_eq!(circuit.state(at(6_200)), CircuitState::Closed);
+    }
+
+    #[test]
+    fn a_providers_hint_counts_where_it_may_know_better() {
+        let wait = |seconds| Some(Duration::from_secs(seconds));
+        for (class, hint, expected) in [
+            (FailureClass::RateLimited, wait(0), 5_000),
+            (FailureClass::RateLimited, wait(1), 1_000),
+            (FailureClass::Overloaded, wait(30), 30_000),
+            (FailureClass::Billing, wait(20), 3_600_000),
+            (FailureClass::Credential, wait(1), 300_000),
+        ] {
+            let circuit = Circuit::default();
+            fail(&circuit, class, hint, 0);
+            assert_eq!(circuit.state(at(1)), CircuitState::Open { until: at(expected), class }, "{class:?} {hint:?}");
         }
     }
 

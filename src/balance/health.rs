@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::circuit::{Admission, Circuit, CircuitRules, CircuitState, Lease, Transition};
+use super::circuit::{Admission, Circuit, CircuitRules, CircuitState, Lease, Transition, is_hard};
 use super::{Moment, Pulse};
 use crate::chat::{FailureClass, Phase};
 
@@ -109,13 +109,20 @@ impl Health {
         (Moment::from_raw(self.served.load(Ordering::Relaxed)), Moment::from_raw(self.failed.load(Ordering::Relaxed)))
     }
 
-    /// State of the circuit that decides about a model: the backend's, unless it is closed.
+    /// State of both circuits together, as [`Self::admit`] sees it: an open one refuses, a known reason before a soft one, the
+    /// longer before the shorter; and a probe must be free in each that is half-open.
     pub fn state(&self, slot: u16, now: Moment) -> CircuitState {
+        use CircuitState::{Closed, HalfOpen, Open};
         match (self.circuit.state(now), self.slot(slot).circuit.state(now)) {
-            (CircuitState::Closed, state) => state,
-            // Open beats half-open: a probe would be refused.
-            (CircuitState::HalfOpen { .. }, CircuitState::Open { until, class }) => CircuitState::Open { until, class },
-            (state, _) => state,
+            (Closed, state) | (state, Closed) => state,
+            (Open { until, class }, Open { until: other, class: own }) => {
+                let is_own = (is_hard(own), other) > (is_hard(class), until);
+                if is_own { Open { until: other, class: own } } else { Open { until, class } }
+            }
+            (HalfOpen { class, probing }, HalfOpen { class: own, probing: also }) => {
+                HalfOpen { class: if is_hard(own) { own } else { class }, probing: probing || also }
+            }
+            (Open { until, class }, HalfOpen { .. }) | (HalfOpen { .. }, Open { until, class }) => Open { until, class },
         }
     }
 
@@ -190,8 +197,8 @@ impl Health {
             return transitions;
         };
         transitions.push((Scope::Model(slot), step));
-        // Two models in trouble at once speak against the backend.
-        if class != FailureClass::ModelUnknown
+        // Two models in trouble at once speak against the backend; limits of rate are each model's own.
+        if !is_hard(class)
             && let Transition::Opened { until, class, streak, trips } = step
             && let Some(other) = self.other_open(slot, now)
             && let Some(step) = self.circuit.open_until(until.min(other), class, streak, trips, now)
@@ -216,7 +223,7 @@ impl Health {
     fn other_open(&self, slot: u16, now: Moment) -> Option<Moment> {
         self.slots.iter().enumerate().filter(|(place, _)| *place != usize::from(slot)).find_map(|(_, slot)| {
             match slot.circuit.state(now) {
-                CircuitState::Open { until, class } if class != FailureClass::ModelUnknown => Some(until),
+                CircuitState::Open { until, class } if !is_hard(class) => Some(until),
                 CircuitState::Open { .. } | CircuitState::HalfOpen { .. } | CircuitState::Closed => None,
             }
         })
@@ -249,7 +256,7 @@ mod tests {
         health.failed(a, &trouble(FailureClass::Overloaded, true, 0), at(0));
         assert!(health.admit(a, at(1), LEASE, false).is_err());
         assert!(health.admit(b, at(1), LEASE, false).is_ok());
-        let steps = health.failed(b, &trouble(FailureClass::RateLimited, true, 1), at(1));
+        let steps = health.failed(b, &trouble(FailureClass::Overloaded, true, 1), at(1));
         assert_eq!(steps.len(), 2);
         assert!(health.admit(other, at(2), LEASE, false).is_err(), "the backend is out");
         // The shorter of the two cool-downs has passed: one probe for the backend.
@@ -259,7 +266,35 @@ mod tests {
         assert!(health.admit(other, at(2_003), LEASE, false).is_ok());
         assert_eq!(health.recovered(other, at(2_003), at(2_004)).len(), 1);
         assert!(health.admit(other, at(2_005), LEASE, false).is_ok());
-        assert!(health.admit(b, at(2_005), LEASE, false).is_err(), "what is open by itself stays so");
+        assert!(matches!(health.state(b, at(2_005)), CircuitState::HalfOpen { .. }), "what was open by itself is not closed");
+    }
+
+    #[test]
+    fn limits_of_rate_never_speak_against_other_models() {
+        let health = health();
+        for slot in [0, 1] {
+            assert_eq!(health.failed(slot, &trouble(FailureClass::RateLimited, true, 0), at(0)).len(), 1);
+        }
+        assert!(health.admit(2, at(1), LEASE, false).is_ok());
+    }
+
+    #[test]
+    fn what_the_state_promises_the_circuits_keep() {
+        let classes = [FailureClass::RateLimited, FailureClass::Overloaded];
+        for (backend, slot) in classes.iter().flat_map(|a| classes.iter().map(move |b| (*a, *b))) {
+            for (now, last_resort) in [(1_000, false), (1_000, true), (3_000, false), (3_000, true), (9_000, false)] {
+                let health = health();
+                health.circuit.failed(backend, at(0), None, &CircuitRules::default(), at(0));
+                health.slot(0).circuit.failed(slot, at(0), None, &CircuitRules::default(), at(0));
+                let is_promised = match health.state(0, at(now)) {
+                    CircuitState::Closed | CircuitState::HalfOpen { probing: false, .. } => true,
+                    CircuitState::Open { class, .. } | CircuitState::HalfOpen { class, .. } => {
+                        last_resort && (!is_hard(class) || now >= 1_000)
+                    }
+                };
+                assert_eq!(health.admit(0, at(now), LEASE, last_resort).is_ok(), is_promised, "{backend:?} {slot:?} {now}");
+            }
+        }
     }
 
     #[test]

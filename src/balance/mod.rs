@@ -16,7 +16,7 @@ pub mod strategy;
 pub use affinity::Affinity;
 pub use backoff::{back_off, full_jitter};
 pub use budget::RetryBudget;
-pub use choice::{Bar, Choice, Door, Members, Turns, any_reachable, choose, last_resort};
+pub use choice::{Bar, Choice, Door, Members, Shut, Turns, any_reachable, choose, last_resort};
 pub use circuit::{Admission, Circuit, CircuitRules, CircuitState, Lease, Transition, is_hard};
 pub use crash::CrashRecord;
 pub use health::{Health, ModelSlot, Probe, Refused, Scope, Transitions, Trouble};

@@ -180,6 +180,15 @@ impl Pulse {
         self.first.add(penalty, now);
     }
 
+    /// A request was given up before it had an answer: it would have taken longer than that.
+    pub fn given_up(&self, stream: bool, after: Duration, now: Moment) {
+        let after = after.as_secs_f64();
+        let expected = self.beat(stream, 0.0, now).expected;
+        if stream && expected.is_some_and(|expected| after > expected) {
+            self.first.add(after, now);
+        }
+    }
+
     /// What it says now, for a stream or for a whole reply of so many tokens.
     pub fn beat(&self, stream: bool, typical_tokens: f64, now: Moment) -> Beat {
         let rest = if stream { Some(0.0) } else { self.token.get().map(|token| token * typical_tokens) };

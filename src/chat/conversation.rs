@@ -2,28 +2,49 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 
-use serde::Deserialize;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer as _};
 use serde_json::value::RawValue;
 
 use super::Scan;
 
 /// A key of the conversation that a chat request goes on with: a digest of its messages up to the first one of the user.
-/// `None` where there is no such message.
+/// `None` where there is no such message. What follows that message is not read.
 pub fn conversation_key(body: &[u8], scan: &Scan) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Message<'a> {
-        #[serde(borrow)]
-        role: std::borrow::Cow<'a, str>,
+    let mut key = None;
+    let mut messages = serde_json::Deserializer::from_slice(scan.value(body, "messages")?);
+    // Stopped in the middle, it complains of what it has not read.
+    let _ = messages.deserialize_seq(Head(&mut key));
+    key
+}
+
+/// Reads messages until it has the key.
+struct Head<'k>(&'k mut Option<u64>);
+
+impl<'de> Visitor<'de> for Head<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("messages")
     }
-    let messages: Vec<&RawValue> = serde_json::from_slice(scan.value(body, "messages")?).ok()?;
-    let mut digest = DefaultHasher::new();
-    for message in messages {
-        digest.write(message.get().as_bytes());
-        if serde_json::from_str::<Message<'_>>(message.get()).ok()?.role == "user" {
-            return Some(digest.finish());
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut messages: A) -> Result<(), A::Error> {
+        #[derive(Deserialize)]
+        struct Message<'a> {
+            #[serde(borrow)]
+            role: std::borrow::Cow<'a, str>,
         }
+        let mut digest = DefaultHasher::new();
+        while let Some(message) = messages.next_element::<&RawValue>()? {
+            digest.write(message.get().as_bytes());
+            let role = serde_json::from_str::<Message<'_>>(message.get()).map(|message| message.role);
+            if role.is_ok_and(|role| role == "user") {
+                *self.0 = Some(digest.finish());
+                break;
+            }
+        }
+        Ok(())
     }
-    None
 }
 
 /// A key of a conversation that its client names.

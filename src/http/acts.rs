@@ -86,6 +86,7 @@ pub(super) async fn restart(request: HttpRequest) -> HttpResponse {
         let options: Waiting = options(&request, Waiting::WORDS)?;
         let deadline = duration("deadline", options.deadline.as_deref())?;
         let wait = options.is_on();
+        act.note("restart-requested", &json!({ "deadline": options.deadline }));
         let sent = act.gateway.director.send(RestartBackend { backend: act.backend.index, deadline, wait }).await;
         let Ok(Ok(report)) = sent else { return Err(worker_gone()) };
         act.note("restart", &json!({ "id": report.id, "generation": report.generation }));
@@ -102,6 +103,7 @@ pub(super) async fn drain(request: HttpRequest) -> HttpResponse {
         let options: Waiting = options(&request, Waiting::WORDS)?;
         let deadline = duration("deadline", options.deadline.as_deref())?;
         let wait = options.is_on();
+        act.note("drain-requested", &json!({ "deadline": options.deadline }));
         let sent = act.gateway.director.send(DrainBackend { backend: act.backend.index, deadline, wait }).await;
         let Ok(report) = sent else { return Err(worker_gone()) };
         act.note("drain", &json!(report));
@@ -211,7 +213,8 @@ pub(super) async fn cancel(request: HttpRequest) -> HttpResponse {
         Ok(gateway) => gateway,
         Err(refusal) => return refusal,
     };
-    let id: String = request.match_info().get("id").unwrap_or_default().chars().take(128).collect();
+    let id = request.match_info().get("id").unwrap_or_default();
+    let id: String = id.chars().filter(|letter| !letter.is_control()).take(128).collect();
     let cancel = Cancel { id: Some(id.clone()), backend: None, cut: Cut::Operator };
     let ended = gateway.director.send(CancelRequest(cancel)).await.unwrap_or(0);
     tracing::info!(target: "audit", act = "cancel", request = %id, ended, "operator's act");

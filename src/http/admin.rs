@@ -15,7 +15,7 @@ use crate::balance::{Circuit, CircuitState, MemberStats, ModelSlot, Moment};
 use crate::chat::FailureClass;
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
-use crate::settings::{Child, Node, Pool};
+use crate::settings::Pool;
 
 pub(super) fn enter(request: &HttpRequest, is_act: bool) -> Result<Rc<Gateway>, HttpResponse> {
     let gateway = request.app_data::<Rc<Gateway>>().map(Rc::clone).ok_or_else(|| reply::error(&GatewayError::Internal))?;
@@ -155,7 +155,8 @@ fn pools(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
                     merged.merge(&state.members[place]);
                 }
                 let mut described = member(&settings.backends[*backend].name, &merged);
-                described["weight"] = json!(weight_of(&plan.tree.children, place, &gateway.shared.pools[plan.index]));
+                described["weight"] =
+                    json!(plan.child_of(place).map(|child| gateway.shared.pools[plan.index].weight(child.edge)));
                 described
             })
             .collect();
@@ -185,14 +186,6 @@ fn pools(gateway: &Gateway, shards: &[ShardState]) -> Vec<Value> {
         described
     };
     settings.pools.iter().map(describe).collect()
-}
-
-/// Present weight of a member, by its first place in the tree.
-fn weight_of(children: &[Child], leaf: usize, shared: &crate::actors::slots::SharedPool) -> Option<f64> {
-    children.iter().find_map(|child| match &child.node {
-        Node::Leaf(own) => (*own == leaf).then(|| shared.weight(child.edge)),
-        Node::Group(inner) => weight_of(&inner.children, leaf, shared),
-    })
 }
 
 /// How a pool's requests have ended so far; those that are open are missing.

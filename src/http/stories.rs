@@ -99,7 +99,7 @@ pub(super) async fn one(request: HttpRequest) -> HttpResponse {
                 "operation": open.operation,
                 "stream": open.stream,
             });
-            tell(&mut told, &open.trace, settings);
+            tell(&mut told, &open.trace, "open", settings);
             return HttpResponse::Ok().json(with_worker(shard.worker, &told));
         }
     }
@@ -109,7 +109,8 @@ pub(super) async fn one(request: HttpRequest) -> HttpResponse {
             let mut told = summary(story);
             told["state"] = json!("ended");
             told["dropped"] = json!(story.dropped);
-            tell(&mut told, &story.trail.trace(), settings);
+            // A try that lost a race may not have noticed yet.
+            tell(&mut told, &story.trail.trace(), "cancelled", settings);
             HttpResponse::Ok().json(with_worker(worker, &told))
         }
         None => not_found(&format!("no request with the id `{id}` is in flight or remembered")),
@@ -146,9 +147,10 @@ fn summary(story: &Story) -> Value {
     })
 }
 
-fn tell(told: &mut Value, trace: &Trace, settings: &Settings) {
+/// `unended` is the outcome of a try that has not ended.
+fn tell(told: &mut Value, trace: &Trace, unended: &str, settings: &Settings) {
     told["choices"] = trace.choices.iter().map(|choice| chosen(choice, settings)).collect();
-    told["tries"] = trace.tries.iter().map(|tried| one_try(tried, settings)).collect();
+    told["tries"] = trace.tries.iter().map(|tried| one_try(tried, unended, settings)).collect();
 }
 
 fn name(index: u16, settings: &Settings) -> Option<&str> {
@@ -184,9 +186,9 @@ fn reason(door: &Door) -> String {
     }
 }
 
-fn one_try(told: &Try, settings: &Settings) -> Value {
+fn one_try(told: &Try, unended: &str, settings: &Settings) -> Value {
     let (outcome, class, reason) = match told.end.as_ref().map(|(_, end)| end) {
-        None => ("open", None, None),
+        None => (unended, None, None),
         Some(TryEnd::Served) => ("served", None, None),
         Some(TryEnd::Failed(class, reason)) => ("failed", Some(class.word()), Some(reason)),
         Some(TryEnd::Cancelled) => ("cancelled", None, None),

@@ -325,9 +325,21 @@ impl Pool {
     pub fn uses(&self, strategy: Strategy) -> bool {
         self.tree.uses(strategy)
     }
+
+    /// The first membership of a leaf in its tree.
+    pub fn child_of(&self, leaf: usize) -> Option<&Child> {
+        self.tree.child_of(leaf)
+    }
 }
 
 impl Group {
+    fn child_of(&self, leaf: usize) -> Option<&Child> {
+        self.children.iter().find_map(|child| match &child.node {
+            Node::Leaf(own) => (*own == leaf).then_some(child),
+            Node::Group(inner) => inner.child_of(leaf),
+        })
+    }
+
     fn uses(&self, strategy: Strategy) -> bool {
         let inner = |child: &Child| matches!(&child.node, Node::Group(inner) if inner.uses(strategy));
         self.strategy == strategy || self.children.iter().any(inner)

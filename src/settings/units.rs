@@ -35,13 +35,18 @@ impl fmt::Display for Secret {
     }
 }
 
+/// Longest duration that can be configured: ten years.
+const LONGEST: Duration = Duration::from_secs(3_653 * 86_400);
+
 /// Reads `250ms`, `30s`, `1m 30s`.
 ///
 /// # Errors
 /// Text that is no duration, in words.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text.trim())
-        .map_err(|_| format!("`{text}` is not a duration; write it like 250ms, 30s or 2m, at most ten years"))
+        .ok()
+        .filter(|duration| *duration <= LONGEST)
+        .ok_or_else(|| format!("`{text}` is not a duration; write it like 250ms, 30s or 2m, at most ten years"))
 }
 
 /// Reads `512KiB`, `32MiB`, `1GB`, or a plain number of bytes.

@@ -453,3 +453,172 @@ async fn the_outcomes_of_a_pool_add_up_to_its_requests() {
     })
     .await;
 }
+
+/// A provider that answers each model with a status of its own.
+async fn by_model(statuses: &'static [(&'static str, u16)]) -> Provider {
+    Provider::start(move |request, mut wire| async move {
+        let model = request.json()["model"].as_str().unwrap_or_default().to_owned();
+        match statuses.iter().find(|(known, _)| *known == model) {
+            Some((_, status)) => {
+                let headers: &[(&str, &str)] = if *status == 429 { &[("retry-after", "60")] } else { &[] };
+                wire.reply(*status, "application/json", headers, br#"{"error":{"message":"no"}}"#).await;
+            }
+            None => wire.json(200, &completion("well")).await,
+        }
+        Some(wire)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn models_in_different_trouble_are_each_answered_with_their_own_error() {
+    let provider = by_model(&[("limited", 429), ("busy", 503), ("also-limited", 429)]).await;
+    let more = "maxRetries: 0, models: [limited, also-limited, busy, fine]";
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), more)));
+    for _ in 0..3 {
+        assert_eq!(gateway.chat("up/limited", "x").await.status, 429);
+        assert_eq!(gateway.chat("up/also-limited", "x").await.status, 429);
+    }
+    assert_eq!(gateway.chat("up/fine", "x").await.status, 200, "limits of two models say nothing about a third");
+    for _ in 0..3 {
+        assert_eq!(gateway.chat("up/busy", "x").await.status, 503);
+        assert_eq!(gateway.chat("up/limited", "x").await.status, 429);
+    }
+}
+
+#[tokio::test]
+async fn without_fallback_a_member_that_has_recovered_has_its_share_again() {
+    let failing = switch(true);
+    let (ill, well) = (switched("ill", 503, &failing).await, Provider::saying("well").await);
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}",
+        backend("a", &ill.endpoint(), "maxRetries: 0, circuit: { overloaded: 100ms }"),
+        backend("b", &well.endpoint(), ""),
+        pool("round-robin", "{ name: a }, { name: b }", "fallback: false"),
+    ));
+    for _ in 0..4 {
+        gateway.chat("p", "x").await;
+    }
+    failing.store(false, Ordering::SeqCst);
+    eventually("it is asked", || async { said(&gateway.chat("p", "x").await) == "ill" }).await;
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_could_take_over_does_not_probe() {
+    let failing = switch(true);
+    let (ill, well) = (switched("ill", 503, &failing).await, Provider::saying("well").await);
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}",
+        backend("a", &ill.endpoint(), "maxRetries: 0, circuit: { overloaded: 50ms }"),
+        backend("b", &well.endpoint(), ""),
+        pool("weighted", "{ name: a, weight: 1 }, { name: b, weight: 0 }", ""),
+    ));
+    assert_eq!(gateway.chat("p", "x").await.status, 200);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    for _ in 0..3 {
+        let reply = with_header(&gateway, "x-stagedoor-repeat", "never", &chat_body("p", "x", false)).await;
+        assert_eq!((reply.status, reply.header("x-stagedoor-backend")), (200, Some("b")));
+    }
+    assert_eq!(ill.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_passed_through_error_does_not_close_a_circuit() {
+    let provider = Provider::start(|request, mut wire| async move {
+        let status = if request.head.line.contains("/chat/") { 401 } else { 500 };
+        wire.json(status, &json!({ "error": { "message": "no" } })).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}routes:\n  - {{ name: all, path: /v1/*, methods: [GET, POST], backend: up }}\n",
+        backend("up", &provider.endpoint(), "")
+    ));
+    assert_eq!(gateway.chat("up", "x").await.status, 502);
+    assert_eq!(gateway.backend("up").await["circuit"]["state"], "open");
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
+    assert_eq!(gateway.get("/v1/files").await.status, 500, "it is the probe");
+    assert_eq!(gateway.backend("up").await["circuit"]["state"], "open");
+}
+
+#[tokio::test]
+async fn a_job_waits_where_there_is_room_to_wait() {
+    let member = |name: &str, queue: u32| {
+        format!("  - {{ name: {name}, type: simulated, config: {{ firstToken: 300ms, maxConcurrent: 1, maxQueue: {queue} }} }}\n")
+    };
+    let gateway = Gateway::start(&format!(
+        "server: {{ workers: 1 }}\nbackends:\n{}{}{}",
+        member("a", 0),
+        member("b", 16),
+        pool("round-robin", "{ name: a }, { name: b }", "")
+    ));
+    let replies = futures_util::future::join_all((0..6).map(|_| gateway.chat("p", "x"))).await;
+    assert!(
+        replies.iter().all(|reply| reply.status == 200),
+        "{:?}",
+        replies.iter().map(|reply| reply.status).collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test]
+async fn the_two_jobs_of_a_race_never_ask_one_member_twice() {
+    let failing = switch(true);
+    let third = switched("third", 500, &failing).await;
+    let slow = Provider::start(|_, mut wire| async move {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        wire.json(200, &completion("slow")).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}{}",
+        backend("a", &slow.endpoint(), "maxRetries: 0, timeout: 150ms"),
+        backend("b", &slow.endpoint(), "maxRetries: 0"),
+        backend("c", &third.endpoint(), "maxRetries: 0"),
+        pool(
+            "weighted",
+            "{ name: a, weight: 1 }, { name: b, weight: 0 }, { name: c, weight: 0 }",
+            "hedge: { after: 20ms, share: 1.0 }, affinity: {}"
+        ),
+    ));
+    let reply = gateway.chat("p", "x").await;
+    assert_eq!((reply.status, said(&reply).as_str()), (200, "slow"), "{}", reply.text());
+    assert_eq!(slow.requests().len(), 2, "one by a and one by b");
+    assert!(third.requests().len() <= 1);
+}
+
+#[tokio::test]
+async fn a_hedge_that_loses_does_not_move_the_conversation() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: a, type: simulated, config: { firstToken: 60ms } }\n  \
+         - { name: b, type: simulated, config: { firstToken: 5s } }\n  \
+         - { name: p, type: pool, strategy: weighted, affinity: {}, hedge: { after: 20ms, share: 1.0 }, backends: [ { name: a, weight: 1 }, { name: b, weight: 0 } ] }\n",
+    );
+    for _ in 0..3 {
+        let reply = with_header(&gateway, "x-session-id", "s", &chat_body("p", "x", false)).await;
+        assert_eq!(reply.header("x-stagedoor-backend"), Some("a"));
+    }
+    assert_eq!(pool_state(&gateway).await["conversations"], json!({ "kept": 2, "moved": 0, "new": 1 }));
+}
+
+#[tokio::test]
+async fn absurd_deadlines_of_acts_are_refused() {
+    let gateway = Gateway::start("backends:\n  - { name: a, type: simulated }\n");
+    for path in ["a/restart?deadline=500000000000y", "a/drain?deadline=500000000000y", "a/drain?deadline=soon"] {
+        assert_eq!(act(&gateway, path).await.status, 400, "{path}");
+    }
+    assert_eq!(gateway.backend("a").await["drained"], false);
+    assert_eq!(gateway.chat("a", "x").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_members_endless_trouble_leaves_one_event() {
+    let provider = switched("up", 500, &switch(true)).await;
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), "maxRetries: 0")));
+    for _ in 0..60 {
+        assert_eq!(gateway.chat("up", "x").await.status, 502);
+    }
+    assert_eq!(gateway.state().await["events"].as_array().unwrap().len(), 1);
+    let until = gateway.backend("up").await["models"][0]["until_seconds"].as_f64().unwrap();
+    assert!(until <= 5.0, "{until}");
+}
