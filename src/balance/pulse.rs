@@ -9,11 +9,18 @@ use super::Moment;
 /// Replies shorter than this say nothing about the time per token.
 const FEW_TOKENS: u64 = 16;
 /// Time after which a sample's weight in an average has fallen to about a third, whatever the rate of samples.
-const MEMORY: f64 = 2.0;
-/// Least and greatest weight of a new sample.
-const ALPHA: std::ops::RangeInclusive<f64> = 0.05..=0.5;
-/// A failure counts at least as this many times the average, and at least as this many seconds.
-const PENALTY: (f64, f64) = (2.0, 1.0);
+const MEMORY: f64 = 15.0;
+/// Least and greatest weight of a new sample: an average of about a hundred under load, and never one sample alone.
+const ALPHA: std::ops::RangeInclusive<f64> = 0.02..=0.5;
+/// Seconds without a sample after which an answer in less than half of the average means that the member has recovered, and
+/// the weight of that answer.
+const RECOVERY: (f64, f64) = (0.5, 0.9);
+/// Weight of a new load that is above the usual one, and of one below: what a member has carried it can carry again.
+const LOAD_ALPHA: (f64, f64) = (0.3, 0.02);
+/// An answer this many times as fast as the mean age of what is unanswered has overtaken it.
+const OVERTAKEN: f64 = 4.0;
+/// A failure counts at least this many times the average.
+const PENALTY: f64 = 1.5;
 /// Added to every moment in a sum of moments: a count and a sum that were read apart from each other show by it.
 const OFFSET: u64 = 1 << 50;
 
@@ -24,6 +31,8 @@ struct Average {
     value: AtomicU32,
     /// When the last sample came.
     at: AtomicU64,
+    /// Samples so far, as far as they matter.
+    samples: AtomicU32,
 }
 
 impl Average {
@@ -37,7 +46,13 @@ impl Average {
             None => sample,
             Some(before) => {
                 let since = Moment::from_raw(self.at.load(Ordering::Relaxed)).map_or(0.0, |at| now.since(at).as_secs_f64());
-                let alpha = (1.0 - (-since / MEMORY).exp()).clamp(*ALPHA.start(), *ALPHA.end());
+                // The first few count the same: one slow answer at the start must not stay for long.
+                let few = 1.0 / (f64::from(self.samples.load(Ordering::Relaxed)) + 1.0);
+                let alpha = if since >= RECOVERY.0 && sample < before / 2.0 {
+                    RECOVERY.1
+                } else {
+                    (1.0 - (-since / MEMORY).exp()).max(few).clamp(*ALPHA.start(), *ALPHA.end())
+                };
                 before + alpha * (sample - before)
             }
         };
@@ -49,6 +64,8 @@ impl Average {
         let value = (value as f32).max(f32::MIN_POSITIVE);
         self.value.store(value.to_bits(), Ordering::Relaxed);
         self.at.store(now.raw(), Ordering::Relaxed);
+        let samples = self.samples.load(Ordering::Relaxed);
+        self.samples.store(samples.saturating_add(1), Ordering::Relaxed);
     }
 }
 
@@ -57,6 +74,8 @@ impl Average {
 struct Unanswered {
     count: AtomicU64,
     sum: AtomicU64,
+    /// What began before has been overtaken and is not counted any more.
+    overtaken: AtomicU64,
 }
 
 impl Unanswered {
@@ -66,12 +85,29 @@ impl Unanswered {
     }
 
     fn end(&self, began: Moment) {
+        if began.raw() < self.overtaken.load(Ordering::Acquire) {
+            return;
+        }
         self.count.fetch_sub(1, Ordering::AcqRel);
         self.sum.fetch_sub(OFFSET.wrapping_add(began.raw()), Ordering::AcqRel);
     }
 
+    /// An answer came after `took`. What has waited much longer, on average, has been overtaken: it says how the model was,
+    /// not how it is. A count that a race has put wrong ends here too.
+    fn overtake(&self, took: f64, now: Moment) {
+        if self.try_look(now).is_none_or(|(count, mean)| count > 0 && mean > took * OVERTAKEN) {
+            self.overtaken.store(now.raw(), Ordering::Release);
+            self.count.store(0, Ordering::Release);
+            self.sum.store(0, Ordering::Release);
+        }
+    }
+
     /// How many there are, and their mean age in seconds.
     fn look(&self, now: Moment) -> (u32, f64) {
+        self.try_look(now).unwrap_or((0, 0.0))
+    }
+
+    fn try_look(&self, now: Moment) -> Option<(u32, f64)> {
         for _ in 0..4 {
             let count = self.count.load(Ordering::Acquire);
             let sum = self.sum.load(Ordering::Acquire);
@@ -79,19 +115,18 @@ impl Unanswered {
             // Read between two writes of another worker, it is off by whole offsets.
             if ages < OFFSET / 2 {
                 let mean = if count == 0 { 0.0 } else { ages as f64 / count as f64 / 1e6 };
-                return (u32::try_from(count).unwrap_or(u32::MAX), mean);
+                return Some((u32::try_from(count).ok()?, mean));
             }
         }
-        (0, 0.0)
+        None
     }
 }
-
 /// What is known of one model of a backend.
 #[derive(Debug, Default)]
 pub struct Pulse {
     first: Average,
     token: Average,
-    /// Requests in flight when the samples' requests began.
+    /// Requests in flight when the samples' requests began, rather the many than the few.
     load: Average,
     streams: Unanswered,
     wholes: Unanswered,
@@ -124,7 +159,7 @@ pub struct Beat {
     pub sample_age: f64,
     /// Seconds since it was last chosen; infinite before.
     pub idle: f64,
-    /// Requests of this kind without an answer.
+    /// Requests of this kind without an answer that no later one has overtaken.
     pub waiting: u32,
     /// Their mean age in seconds.
     pub waited: f64,
@@ -149,7 +184,8 @@ impl Pulse {
     /// Takes an answer's first content in.
     pub fn answered(&self, sample: &Sample, now: Moment) {
         let took = sample.took.as_secs_f64();
-        self.load.add(f64::from(sample.load), now);
+        self.carried(f64::from(sample.load), now);
+        self.kind(sample.stream).overtake(took, now);
         if sample.stream {
             self.first.add(took, now);
             return;
@@ -176,7 +212,7 @@ impl Pulse {
     /// Takes a failure in: never as a fast sample, however soon it came.
     pub fn failed(&self, after: Duration, now: Moment) {
         let before = self.first.get().or_else(|| self.token.get()).unwrap_or(0.0);
-        let penalty = after.as_secs_f64().max(before * PENALTY.0).max(PENALTY.1);
+        let penalty = after.as_secs_f64().max(before * PENALTY);
         self.first.add(penalty, now);
     }
 
@@ -187,6 +223,15 @@ impl Pulse {
         if stream && expected.is_some_and(|expected| after > expected) {
             self.first.add(after, now);
         }
+    }
+
+    /// Takes the load of an answered request in.
+    fn carried(&self, load: f64, now: Moment) {
+        let usual = self.load.get().map_or(load, |usual| {
+            let alpha = if load > usual { LOAD_ALPHA.0 } else { LOAD_ALPHA.1 };
+            usual + alpha * (load - usual)
+        });
+        self.load.set(usual, now);
     }
 
     /// What it says now, for a stream or for a whole reply of so many tokens.
@@ -216,6 +261,7 @@ impl Pulse {
         for average in [&self.first, &self.token, &self.load] {
             average.value.store(0, Ordering::Relaxed);
             average.at.store(0, Ordering::Relaxed);
+            average.samples.store(0, Ordering::Relaxed);
         }
         self.chosen.store(0, Ordering::Relaxed);
     }
@@ -271,7 +317,33 @@ mod tests {
         let pulse = Pulse::default();
         pulse.answered(&stream(800), at(0));
         pulse.failed(Duration::from_millis(1), at(5_000));
-        assert!(pulse.beat(true, 0.0, at(5_000)).expected.unwrap() > 1.1);
+        assert!(pulse.beat(true, 0.0, at(5_000)).expected.unwrap() > 0.9);
+    }
+
+    #[test]
+    fn what_an_answer_has_overtaken_by_far_is_not_counted_any_more() {
+        let pulse = Pulse::default();
+        for _ in 0..3 {
+            pulse.begin(true, at(0));
+        }
+        pulse.begin(true, at(29_500));
+        pulse.answered(&stream(500), at(30_000));
+        assert_eq!(pulse.beat(true, 0.0, at(30_000)).waiting, 0);
+        pulse.end(true, at(0));
+        pulse.begin(true, at(31_000));
+        assert_eq!(pulse.beat(true, 0.0, at(32_000)).waiting, 1);
+    }
+
+    #[test]
+    fn a_fast_answer_after_silence_is_believed_and_one_among_many_is_not() {
+        let pulse = Pulse::default();
+        for step in 0..100 {
+            pulse.answered(&stream(5_000), at(step * 10));
+        }
+        pulse.answered(&stream(500), at(1_000));
+        assert!(pulse.beat(true, 0.0, at(1_000)).expected.unwrap() > 4.5);
+        pulse.answered(&stream(500), at(2_000));
+        assert!(pulse.beat(true, 0.0, at(2_000)).expected.unwrap() < 1.0);
     }
 
     #[test]

@@ -1,47 +1,96 @@
 //! `latency`: the fastest responding member, without herding.
 //!
-//! A member's score is the time an answer is expected to take there: its average, raised by the load it carries beyond
-//! the load at which that average was measured, and raised by the age of what it has not answered yet.
+//! A member's score is the time an answer is expected to take there: its average, raised by what it has not answered for
+//! longer than that. Requests go where the load is least for the score, so that members of near-equal scores carry the same
+//! and slower ones far less; these are asked once in a while all the same, to see whether they have become faster. The
+//! constants are those that served best in the laboratory (`tests/lab`).
 
-use super::{Order, Standing, Why, by_score};
+use smallvec::SmallVec;
 
-/// Requests that a member is thought to carry without getting slower, when loads are compared.
-const SLACK: f64 = 4.0;
-/// Seconds after which a member that was not asked is asked again, to see whether it has recovered.
+use super::{Order, Ranked, Standing, Why, draw};
+
+/// Scores this near to the best one are as good: the averages of equal members differ by about a tenth at any moment.
+const NEAR: f64 = 1.2;
+/// Beyond that a member is given a load that falls with this power of its score: steep enough to leave the slow ones out,
+/// flat enough that members which seem slower by chance go on being measured, and that a busy group does not swing.
+const STEEP: i32 = 5;
+/// Unanswered requests that weigh as much as the average does: so many that one slow answer is borne with, so few that a
+/// member that has stopped answering is left within about twice its usual time.
+const DOUBT: f64 = 4.0;
+/// Requests that any member is thought to carry without getting slower.
+const SLACK: f64 = 24.0;
+/// Beyond the load at which it was measured a member is thought to take longer by this power of it: answers come too late
+/// to tell, and without it the fastest of a busy group is flooded and deserted in turns.
+const RESTRAINT: i32 = 3;
+/// At most one request in this many is a scout to a member that is left out: so few that the 99th percentile does not
+/// feel it, so many that a recovered one is found within a second or two.
+const SCOUT_PACE: f64 = 150.0;
+/// Scouts that a worker can save up while there is nobody to look for.
+const SCOUTS_SAVED: f64 = 4.0;
+/// Seconds after which a member that was not asked is asked again.
 const SCOUT_AFTER: f64 = 1.0;
-/// At most one request in this many is a scout.
-const SCOUT_PACE: u32 = 100;
 
 /// What the strategy remembers of one group on one worker.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct State {
-    /// Requests since the last scout.
-    since_scout: u32,
+    /// Scouts that may be sent.
+    scouts: f64,
 }
 
-/// Orders by score; the weights decide between near-equals, by `unit` drawn from 0..1.
+impl Default for State {
+    fn default() -> Self {
+        Self { scouts: 1.0 }
+    }
+}
+
+/// Orders by load for the score; the weights share near-equals out and decide between idle ones, by `unit` drawn from 0..1.
 pub fn order(standings: &[Standing], state: &mut State, unit: f64) -> Order {
     let fastest = standings.iter().filter_map(|standing| standing.beat.expected).fold(f64::INFINITY, f64::min);
     let fastest = if fastest.is_finite() { fastest } else { 1.0 };
-    let mut order = by_score(standings, |standing| score(standing, fastest), unit);
-    state.since_scout = state.since_scout.saturating_add(1);
-    for ranked in &mut order {
-        if standings[ranked.place].beat.expected.is_none() {
-            ranked.why = Why::Untried;
+    let scores: SmallVec<[f64; 8]> = standings.iter().map(|standing| score(standing, fastest)).collect();
+    let best = scores.iter().copied().fold(f64::INFINITY, f64::min);
+    let heaviest = standings.iter().map(|standing| standing.weight).fold(0.0, f64::max);
+    let burden = |ranked: &Ranked| burden(&standings[ranked.place], heaviest, ranked.score, best);
+    let why = |standing: &Standing| if standing.beat.expected.is_none() { Why::Untried } else { Why::Best };
+    let ranked = |(place, standing)| Ranked { place, score: scores[place], why: why(standing) };
+    let mut order: Order = standings.iter().enumerate().map(ranked).collect();
+    order.sort_unstable_by(|a, b| burden(a).total_cmp(&burden(b)));
+    let Some(least) = order.first().map(burden) else { return order };
+    let equals = order.iter().take_while(|ranked| burden(ranked) <= least).count();
+    if equals > 1 {
+        let chosen = draw(order[..equals].iter().map(|ranked| standings[ranked.place].weight), unit);
+        order[..=chosen].rotate_right(1);
+        if order[0].why == Why::Best {
+            order[0].why = Why::Tie;
         }
     }
-    if state.since_scout >= SCOUT_PACE
-        && let Some(place) = order.iter().skip(1).position(|ranked| may_scout(&standings[ranked.place]))
+    state.scouts = (state.scouts + 1.0 / SCOUT_PACE).min(SCOUTS_SAVED);
+    if state.scouts >= 1.0
+        && let Some(place) = scout(standings, &order)
     {
-        state.since_scout = 0;
-        order[..=place + 1].rotate_right(1);
+        state.scouts -= 1.0;
+        order[..=place].rotate_right(1);
         order[0].why = Why::Scout;
     }
     order
 }
 
-fn may_scout(standing: &Standing) -> bool {
-    standing.weight > 0.0 && standing.beat.idle >= SCOUT_AFTER
+/// The member that was not asked for longest, if one has not been asked for long.
+fn scout(standings: &[Standing], order: &[Ranked]) -> Option<usize> {
+    let standing = |place: usize| &standings[order[place].place];
+    let may = |place: &usize| standing(*place).weight > 0.0 && standing(*place).beat.idle >= SCOUT_AFTER;
+    (1..order.len()).filter(may).max_by(|a, b| standing(*a).beat.idle.total_cmp(&standing(*b).beat.idle))
+}
+
+/// What a member would carry with one more request, for its weight and the more the slower it is. A weight of zero is only
+/// for when nothing else is left.
+fn burden(standing: &Standing, heaviest: f64, score: f64, best: f64) -> f64 {
+    if score.is_infinite() {
+        return f64::INFINITY;
+    }
+    let slower = (score / best / NEAR).max(1.0);
+    // The slack counts the same for all: idle ones are equals whatever their weights, which then decide by lot.
+    (f64::from(standing.in_flight) / standing.weight * heaviest + SLACK) * slower.powi(STEEP)
 }
 
 fn score(standing: &Standing, fastest: f64) -> f64 {
@@ -49,11 +98,12 @@ fn score(standing: &Standing, fastest: f64) -> f64 {
         return f64::INFINITY;
     }
     let beat = &standing.beat;
-    // Of whom nothing is known is thought to be as fast as the fastest, for one request at a time.
+    // Of whom nothing is known is thought to be as fast as the fastest.
     let expected = beat.expected.unwrap_or(fastest);
-    let load = (SLACK + f64::from(standing.in_flight)) / (SLACK + beat.usual_load);
-    let unanswered = if beat.waiting > 0 { beat.waited * 2.0 } else { 0.0 };
-    expected.max(unanswered) * load.max(1.0)
+    let overdue = (beat.waited - expected).max(0.0) * f64::from(beat.waiting);
+    // Measured at that load; with more it will be slower, before its answers can tell.
+    let growth = (SLACK + f64::from(standing.in_flight)) / (SLACK + beat.usual_load);
+    (expected + overdue / DOUBT) * growth.max(1.0).powi(RESTRAINT)
 }
 
 #[cfg(test)]
@@ -85,5 +135,28 @@ mod tests {
         let hanging = known(1.0);
         let hanging = Standing { beat: Beat { waiting: 3, waited: 1.5, ..hanging.beat }, ..hanging };
         assert_eq!(first(&[hanging, known(2.0)]), 1);
+    }
+
+    #[test]
+    fn near_equals_carry_the_same_and_much_slower_ones_nothing() {
+        let busy = |expected, in_flight| Standing { in_flight, ..known(expected) };
+        assert_eq!(first(&[busy(1.0, 9), busy(1.1, 8), busy(1.1, 9)]), 1);
+        assert_eq!(first(&[busy(1.0, 20), busy(10.0, 0)]), 0);
+        assert_eq!(first(&[busy(1.0, 20), Standing { weight: 0.0, ..busy(0.1, 0) }]), 0);
+    }
+
+    #[test]
+    fn one_late_answer_is_borne_with_and_many_are_not() {
+        let waiting = |waiting| Standing { beat: Beat { waiting, waited: 1.5, ..known(1.0).beat }, ..known(1.0) };
+        assert_eq!(order(&[waiting(1), known(1.1)], &mut State::default(), 0.0)[0].place, 0);
+        assert_eq!(first(&[waiting(20), known(2.0)]), 1);
+    }
+
+    #[test]
+    fn a_slow_member_is_scouted_once_in_a_while() {
+        let forgotten = Standing { beat: Beat { idle: 2.0, ..known(9.0).beat }, ..known(9.0) };
+        let mut state = State::default();
+        let scouts = (0..1_000).filter(|_| order(&[known(1.0), forgotten], &mut state, 0.5)[0].why == Why::Scout).count();
+        assert!((7..=8).contains(&scouts), "{scouts}");
     }
 }
