@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
-use stagedoor::balance::{Moment, RetryBudget, back_off};
+use stagedoor::balance::{Moment, Probe, RetryBudget, back_off};
 use stagedoor::chat::Retry;
 
 use super::policy::{Ask, Pass, Pick, Policy, Times};
@@ -291,6 +291,7 @@ impl Run<'_> {
         }
         self.policy.failed(worker, leaf, &fault, times, now);
         let tries_here = flight.tries_here;
+        let is_probe = flight.pass.probe != Probe::default();
         let wait = match verdict.retry_here {
             Retry::BackOff => Some(fault.retry_after.unwrap_or_else(|| back_off(tries_here, self.random.f64()).as_secs_f64())),
             Retry::WhenTold => fault.retry_after.filter(|wait| *wait <= SHORT_WAIT),
@@ -300,6 +301,7 @@ impl Run<'_> {
         let (attempts, left) = (request.attempts, DEADLINE - (self.now - request.arrived));
         if let Some(wait) = wait
             && tries_here <= MAX_RETRIES
+            && !is_probe
             && attempts < MAX_ATTEMPTS
             && wait <= LONG_WAIT.min(left)
             && self.spend(worker, leaf)

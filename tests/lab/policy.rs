@@ -42,7 +42,7 @@ pub(crate) struct Pick {
 /// What an admitted attempt holds.
 #[derive(Default)]
 pub(crate) struct Pass {
-    probe: Probe,
+    pub(crate) probe: Probe,
     permit: Option<Permit>,
     load: u32,
 }
@@ -135,11 +135,8 @@ impl Policy for Ours {
             self.members[choice.leaf].0.slot(MODEL).pulse.choose(ask.now);
             return Some(Pick { leaf: choice.leaf, last_resort: false });
         }
-        match last_resort(&self.group, &view)? {
-            Ok(leaf) => Some(Pick { leaf, last_resort: true }),
-            Err((leaf, ..)) if !ask.refused => Some(Pick { leaf, last_resort: true }),
-            Err(_) => None,
-        }
+        let shut = last_resort(&self.group, &view)?;
+        (!ask.refused).then_some(Pick { leaf: shut.leaf, last_resort: true })
     }
 
     fn admit(&mut self, _: usize, pick: &Pick, now: Moment) -> Option<Pass> {
@@ -163,7 +160,7 @@ impl Policy for Ours {
     fn failed(&mut self, _: usize, leaf: usize, fault: &Fault, times: Times, now: Moment) {
         let health = &self.members[leaf].0;
         let retry_after = fault.retry_after.map(Duration::from_secs_f64);
-        let trouble = Trouble { class: fault.class, sent: fault.sent, began: times.try_started, retry_after };
+        let trouble = Trouble { class: fault.class, sent: fault.sent, began: times.started, retry_after };
         let _: Vec<(_, Transition)> = health.failed(MODEL, &trouble, now).into_iter().collect();
         if fault.class != FailureClass::RateLimited {
             health.slot(MODEL).pulse.failed(now.since(times.try_started), now);
