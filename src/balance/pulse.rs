@@ -19,8 +19,8 @@ const RECOVERY: (f64, f64) = (0.5, 0.9);
 const LOAD_ALPHA: (f64, f64) = (0.3, 0.02);
 /// An answer this many times as fast as the mean age of what is unanswered has overtaken it.
 const OVERTAKEN: f64 = 4.0;
-/// A failure counts at least this many times the average.
-const PENALTY: f64 = 1.5;
+/// A failure counts at least this many times the average, and so many seconds where there is none.
+const PENALTY: (f64, f64) = (1.5, 1.0);
 /// Added to every moment in a sum of moments: a count and a sum that were read apart from each other show by it.
 const OFFSET: u64 = 1 << 50;
 
@@ -211,8 +211,8 @@ impl Pulse {
 
     /// Takes a failure in: never as a fast sample, however soon it came.
     pub fn failed(&self, after: Duration, now: Moment) {
-        let before = self.first.get().or_else(|| self.token.get()).unwrap_or(0.0);
-        let penalty = after.as_secs_f64().max(before * PENALTY);
+        let before = self.first.get().or_else(|| self.token.get());
+        let penalty = after.as_secs_f64().max(before.map_or(PENALTY.1, |before| before * PENALTY.0));
         self.first.add(penalty, now);
     }
 
@@ -318,6 +318,9 @@ mod tests {
         pulse.answered(&stream(800), at(0));
         pulse.failed(Duration::from_millis(1), at(5_000));
         assert!(pulse.beat(true, 0.0, at(5_000)).expected.unwrap() > 0.9);
+        let unknown = Pulse::default();
+        unknown.failed(Duration::from_millis(1), at(0));
+        assert!(unknown.beat(true, 0.0, at(0)).expected.unwrap() >= 1.0);
     }
 
     #[test]

@@ -114,6 +114,12 @@ class Gateway:
         strict = {"_strict_response_validation": True, "max_retries": 0, "timeout": 30}
         return {"base_url": f"{self.url}/v1", "api_key": KEY, **strict, **options}
 
+    def reset(self):
+        """Closes the circuits that the failures of earlier tests have opened."""
+        headers = {"authorization": "Bearer admin-token"}
+        for name in [*BACKENDS, "ant-new", "hasty", "patient", "dead"]:
+            self.http.post(f"{self.url}/admin/api/backends/{name}/reset", headers=headers).raise_for_status()
+
     def stop(self):
         self.process.kill()
         self.process.wait()
@@ -146,6 +152,7 @@ def standin(running_standin):
 @pytest.fixture
 def gateway(standin, running_gateway):
     """The shared gateway, for tests after which every backend is as healthy as before."""
+    running_gateway.reset()
     yield running_gateway
     assert running_gateway.process.poll() is None, "the gateway has died"
 
@@ -170,6 +177,7 @@ def running_worn_gateway(running_standin, tmp_path_factory):
 @pytest.fixture
 def worn_gateway(standin, running_worn_gateway):
     """A gateway whose backends have failed before, for failures of which nothing is expected but their tale."""
+    running_worn_gateway.reset()
     yield running_worn_gateway
     assert running_worn_gateway.process.poll() is None, "the gateway has died"
 
