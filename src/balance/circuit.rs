@@ -14,8 +14,6 @@ use crate::chat::{FailureClass, Phase};
 
 /// Probes of a circuit that is asked because nothing else is left are at least this far apart.
 const PROBE_PACE: Duration = Duration::from_secs(1);
-/// A circuit that opens again within this time after it closed goes on with its doubled cool-down.
-const RELAPSE: Duration = Duration::from_secs(60);
 
 /// When circuits open, and for how long: the `circuit` key.
 #[derive(Debug, Clone, Deserialize)]
@@ -323,7 +321,7 @@ impl Circuit {
         // Only what was closed, or was asked after its cool-down, has got worse: a request that is sent all the same while it
         // is open does not double anything.
         let is_relapse = !is_straggler && until.is_none_or(|until| now >= until);
-        let trips = if is_relapse { self.trip(until.is_some(), now) } else { self.trips.load(Ordering::Relaxed).max(1) };
+        let trips = if is_relapse { self.trip(until.is_some()) } else { self.trips.load(Ordering::Relaxed).max(1) };
         let doubled = first.saturating_mul(1u32.checked_shl((trips - 1).min(31)).unwrap_or(u32::MAX)).min(limit.max(first));
         self.open_until(now + hint.unwrap_or(doubled), class, streak, trips, now)
     }
@@ -354,13 +352,12 @@ impl Circuit {
         was != 0
     }
 
-    fn trip(&self, was_open: bool, now: Moment) -> u32 {
-        let relapsed = Moment::from_raw(self.closed.load(Ordering::Relaxed)).is_some_and(|at| now.since(at) < RELAPSE);
-        if !was_open && !relapsed {
-            self.trips.store(1, Ordering::Relaxed);
-            return 1;
-        }
-        self.trips.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    /// Doubling begins anew once a probe has found the provider well: by the laboratory, keeping it for one that fails again
+    /// soon leaves too much to the others.
+    fn trip(&self, was_open: bool) -> u32 {
+        let before = if was_open { self.trips.load(Ordering::Relaxed) } else { 0 };
+        self.trips.store(before.saturating_add(1), Ordering::Relaxed);
+        before.saturating_add(1)
     }
 
     fn forget(&self, now: Moment) {

@@ -126,7 +126,7 @@ pub(crate) fn all() -> Vec<Scenario> {
             brief: true,
             ..usual("dies, returns", with(equal(3), 0, &[(30.0, 60.0, Event::Refuses)]))
         },
-        usual("flapping", flapping(equal(3), 0)),
+        Scenario { brief: true, ..usual("flapping", flapping(equal(3), 0)) },
         Scenario { equal: true, rate: 40.0, seconds: 180.0, ..usual("long streams", equal(3).into_iter().map(long).collect()) },
         Scenario {
             rate: 40.0,
