@@ -18,6 +18,8 @@ use crate::actors::{
     Restarted, Retire, RetireReport, ShardState, ShardStories, Snapshot, Unqueue,
 };
 use crate::attempt::{Cut, FlightView};
+use crate::balance::CircuitState;
+use crate::chat::FailureClass;
 use crate::story::Story;
 
 /// The actor.
@@ -137,6 +139,10 @@ impl Handler<Down> for Shard {
         };
         if failed {
             tracing::error!(backend = %backend.name, reason = %down.reason, "backend failed: too many crashes within a minute");
+            // What crashes here crashes elsewhere: the other workers ask others first.
+            let clock = self.slots.shared.clock;
+            let circuit = &self.slots.shared.backends[down.backend].health.circuit;
+            circuit.open_until(clock.at(now + wait), FailureClass::Crashed, 0, 1, clock.at(now));
         }
         let reason = if failed {
             format!("too many crashes within a minute, last: {}", down.reason)
@@ -183,6 +189,13 @@ impl Handler<Restart> for Shard {
             SlotState::Down { .. } => None,
         };
         slot.crashes.borrow_mut().clear();
+        let (circuit, now) = (&self.slots.shared.backends[act.backend].health.circuit, self.slots.shared.clock.now());
+        if matches!(
+            circuit.state(now),
+            CircuitState::Open { class: FailureClass::Crashed, .. } | CircuitState::HalfOpen { class: FailureClass::Crashed, .. }
+        ) {
+            circuit.reset(now);
+        }
         *slot.last_reason.borrow_mut() = Some("an operator's restart".into());
         self.bring_up(act.backend, act.generation, true);
         match old {

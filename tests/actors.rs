@@ -14,6 +14,7 @@ use stagedoor::actors::director::Director;
 use stagedoor::actors::slots::{Shared, SlotState, Slots};
 use stagedoor::actors::{Dispatch, RestartBackend};
 use stagedoor::attempt::{AnswerBody, BodyHold, Call, Reply};
+use stagedoor::balance::CircuitState;
 use stagedoor::chat::{Endpoint, Shape, scan};
 use stagedoor::error::GatewayError;
 use stagedoor::settings;
@@ -175,6 +176,8 @@ async fn a_provider_that_crashes_too_often_is_failed_for_a_minute_and_then_tried
         assert_eq!(class(&worker.ask(false, HOUR).await), expected);
     }
     assert!(matches!(*worker.slots.providers[0].state.borrow(), SlotState::Down { failed: true, .. }));
+    let circuit = &worker.slots.shared.backends[0].health.circuit;
+    assert!(matches!(circuit.state(worker.slots.shared.clock.now()), CircuitState::Open { .. }), "other workers are warned");
     sleep(Duration::from_secs(61)).await;
     assert_eq!(class(&worker.ask(false, HOUR).await), "served");
     assert_eq!(worker.slots.providers[0].crashed.get(), 3);
