@@ -73,7 +73,9 @@ pub struct SharedBackend {
 /// What the workers share of one pool.
 pub struct SharedPool {
     /// Present weight of every membership, the bits of an `f64`.
-    pub weights: Vec<AtomicU64>,
+    weights: Vec<AtomicU64>,
+    /// The greatest of them, likewise.
+    heaviest: AtomicU64,
     /// Where conversations went, if they are kept together.
     pub affinity: Option<Affinity>,
 }
@@ -82,8 +84,22 @@ impl SharedPool {
     fn new(plan: &settings::Pool) -> Self {
         Self {
             weights: plan.weights.iter().map(|weight| AtomicU64::new(weight.to_bits())).collect(),
+            heaviest: AtomicU64::new(plan.weights.iter().copied().fold(0.0, f64::max).to_bits()),
             affinity: plan.affinity.as_ref().map(|affinity| Affinity::new(affinity.expiry)),
         }
+    }
+
+    /// The greatest present weight.
+    pub fn heaviest(&self) -> f64 {
+        f64::from_bits(self.heaviest.load(Ordering::Relaxed))
+    }
+
+    /// Sets the weight of a membership; returns what it was.
+    pub fn set_weight(&self, edge: usize, weight: f64) -> f64 {
+        let before = self.weights.get(edge).map_or(0.0, |bits| f64::from_bits(bits.swap(weight.to_bits(), Ordering::Relaxed)));
+        let heaviest = (0..self.weights.len()).map(|edge| self.weight(edge)).fold(0.0, f64::max);
+        self.heaviest.store(heaviest.to_bits(), Ordering::Relaxed);
+        before
     }
 
     /// Present weight of a membership.

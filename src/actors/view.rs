@@ -12,7 +12,7 @@ use crate::attempt::{Call, Ledger};
 use crate::balance::{Bar, CircuitState, Door, Members, Moment, Standing};
 use crate::chat::Usage;
 use crate::dialect::Dialect;
-use crate::settings::{Child, Pool, Strategy};
+use crate::settings::{Child, Group, Pool, Strategy};
 
 /// Members that were passed over, for the request's story.
 pub(super) type PassedOver = Vec<(u16, Door)>;
@@ -182,6 +182,10 @@ impl Members for View<'_> {
 
     fn weight(&self, child: &Child) -> f64 {
         self.slots.shared.pools[self.plan.index].weight(child.edge)
+    }
+
+    fn heaviest(&self, _: &Group) -> f64 {
+        self.slots.shared.pools[self.plan.index].heaviest()
     }
 }
 

@@ -219,3 +219,43 @@ pub enum AnswerBody {
     /// Pulled by the client; stays on its worker.
     Live(SendWrapper<LiveBody>),
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::chat::FailureClass;
+
+    proptest! {
+        #[test]
+        fn a_ledger_keeps_the_most_telling_failure_and_the_last_of_equals(classes in prop::collection::vec(0usize..16, 1..20)) {
+            let mut ledger = Ledger::default();
+            for (number, class) in classes.iter().enumerate() {
+                ledger.note(Failure::new(FailureClass::ALL[*class], number.to_string()));
+            }
+            let weight = |class: &usize| FailureClass::ALL[*class].weight();
+            let best = classes.iter().map(weight).max().unwrap_or_default();
+            let last = classes.iter().rposition(|class| weight(class) == best).unwrap_or_default();
+            let worst = ledger.worst.unwrap();
+            prop_assert_eq!((worst.class.weight(), worst.message), (best, last.to_string()));
+        }
+
+        /// Wherever a job has waited and whoever has given it back: once its queues are forgotten, nobody is full for it, while
+        /// who was tried and what was spent stays.
+        #[test]
+        fn a_ledger_forgets_queues_and_nothing_else(tried in prop::collection::vec(0u16..64, 0..8), full in prop::collection::vec(0u16..64, 0..8), attempts in 0u32..9) {
+            let mut ledger = Ledger {
+                tried: tried.iter().copied().collect(),
+                saturated: full.iter().copied().collect(),
+                queue_turn: full.len(),
+                may_queue: true,
+                attempts,
+                ..Ledger::default()
+            };
+            ledger.forget_queues();
+            prop_assert!(ledger.saturated.is_empty() && !ledger.may_queue && ledger.queue_turn == 0);
+            prop_assert_eq!((ledger.tried.to_vec(), ledger.attempts), (tried, attempts));
+        }
+    }
+}

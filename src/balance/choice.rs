@@ -69,6 +69,10 @@ pub trait Members {
     fn standing(&self, leaf: usize) -> Standing;
     /// Present weight of a membership.
     fn weight(&self, child: &Child) -> f64;
+    /// A weight that no member of a group exceeds.
+    fn heaviest(&self, group: &Group) -> f64 {
+        group.children.iter().map(|child| self.weight(child)).fold(0.0, f64::max)
+    }
 }
 
 /// What a pool's strategies remember on one worker.
@@ -167,6 +171,20 @@ fn only(leaf: usize, why: Why) -> Choice {
     Choice { leaf, why, compared: SmallVec::new() }
 }
 
+/// Draws a member of a large group by weight. A member drawn blindly is taken as often as its weight is part of the
+/// heaviest: nearly always one of the first is, and the others need not be looked at.
+fn draw_one(group: &Group, members: &impl Members, unit: &mut impl FnMut() -> f64) -> usize {
+    let heaviest = members.heaviest(group);
+    for _ in 0..COMPARED {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place from 0 on")]
+        let place = ((unit() * group.children.len() as f64) as usize).min(group.children.len() - 1);
+        if unit() * heaviest < members.weight(&group.children[place]) {
+            return place;
+        }
+    }
+    draw(group.children.iter().map(|child| members.weight(child)), unit())
+}
+
 /// Of a large group a few members are drawn and compared, so that a choice costs the same whatever the size.
 fn choose_among_many(group: &Group, members: &impl Members, turns: &mut Turns, unit: &mut impl FnMut() -> f64) -> Option<Choice> {
     let usable = |child: &Child| match &child.node {
@@ -177,14 +195,14 @@ fn choose_among_many(group: &Group, members: &impl Members, turns: &mut Turns, u
     match group.strategy {
         Strategy::Weighted => {
             // Nearly always the first draw may be asked.
-            let place = draw(group.children.iter().map(|child| members.weight(child)), unit());
+            let place = draw_one(group, members, unit);
             if usable(&group.children[place]).is_some() {
                 return descend(&group.children[place], Why::Turn, members, turns, unit);
             }
         }
         Strategy::Latency | Strategy::LeastBusy => {
             for _ in 0..COMPARED {
-                let place = draw(group.children.iter().map(|child| members.weight(child)), unit());
+                let place = draw_one(group, members, unit);
                 if !found.iter().any(|(known, _)| *known == place)
                     && let Some(leaf) = usable(&group.children[place])
                 {
@@ -377,6 +395,15 @@ mod tests {
                 assert!(counts.iter().all(|share| (share / fair - 1.0).abs() < 0.35), "{strategy} {size}: {counts:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_large_group_is_shared_by_weight_too() {
+        let mut weights = vec![1.0; 40];
+        (weights[3], weights[7]) = (20.0, 0.0);
+        let counts = shares(&pool("weighted", &weights), &Doors(vec![Door::Open; 40]));
+        assert!((counts[3] - 20.0 / 58.0).abs() < 0.02 && counts[7] == 0.0, "{counts:?}");
+        assert!((counts[0] - 1.0 / 58.0).abs() < 0.006, "{counts:?}");
     }
 
     #[test]

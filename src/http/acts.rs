@@ -183,7 +183,7 @@ pub(super) async fn weight(request: HttpRequest) -> HttpResponse {
                 continue;
             }
             for edge in edges(&plan.tree.children, &plan.members, act.backend.index) {
-                let before = f64::from_bits(shared.pools[plan.index].weights[edge].swap(weight.to_bits(), Ordering::Relaxed));
+                let before = shared.pools[plan.index].set_weight(edge, weight);
                 changed.push(json!({ "pool": &*plan.name, "before": before, "weight": weight }));
             }
         }
