@@ -6,7 +6,7 @@
 //! 1. A worker accepts the connection; `http::span` opens the root span with a request id.
 //! 2. `http::front` authenticates, bounds the body, scans it once ([`chat::scan`]), finds route, pool and deadline, and
 //!    sends one [`actors::Dispatch`] to the pool actor on its own thread.
-//! 3. [`actors::pool`] picks a member and forwards the job, with the caller's reply sender, to its provider.
+//! 3. [`actors::pool`] picks a member ([`balance::choose`]: circuits, averages, strategy) and forwards the job, with the caller's reply sender, to its provider.
 //! 4. [`actors::provider`] admits it with a permit, or gives it back; admitted, it flies as one task.
 //! 5. [`attempt`] encodes ([`dialect`]), sends over the network or to the [`simulate`]d provider, judges the reply, retries.
 //! 6. A whole reply is checked and answered. A stream is held until its first content, then answered as a body that the
@@ -18,7 +18,8 @@
 //!
 //! Dependencies point one way: `main -> startup -> {http, shard} -> actors -> attempt -> dialect -> {balance, chat}`;
 //! [`error`], [`settings`] and [`telemetry`] are leaves. Every worker owns a full copy of pools, providers and
-//! connections ([`shard`]); what the process shares is in [`actors::slots::Shared`].
+//! connections ([`shard`]); what the process shares is in [`actors::slots::Shared`]. What became of a request is told in
+//! its [`story`], what became of backends in the [`journal`].
 
 pub mod actors;
 pub mod attempt;
