@@ -6,12 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Events that are kept.
 const KEPT: usize = 1_000;
 
 /// One event.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Event {
     /// Its number, from 1.
     pub id: u64,

@@ -30,6 +30,7 @@ pub mod dialect;
 pub mod error;
 pub mod http;
 pub mod journal;
+pub mod monitor;
 pub mod settings;
 pub mod shard;
 pub mod simulate;

@@ -18,7 +18,7 @@ use crate::actors::{
     Restarted, Retire, RetireReport, ShardState, ShardStories, Snapshot, Unqueue,
 };
 use crate::attempt::{Cut, FlightView};
-use crate::balance::CircuitState;
+use crate::balance::{CircuitState, Moment};
 use crate::chat::FailureClass;
 use crate::story::Story;
 
@@ -72,10 +72,12 @@ impl Shard {
         count
     }
 
-    fn provider_state(&self, index: usize, now: Instant) -> ProviderState {
+    fn provider_state(&self, index: usize, limit: usize, now: Instant) -> ProviderState {
         let slot = &self.slots.providers[index];
-        let mut retiring: Vec<_> = slot.retiring.borrow().iter().flat_map(|flights| flights.views(now)).collect();
-        let draining = retiring.len();
+        let moment = self.slots.shared.clock.at(now);
+        let retiring = slot.retiring.borrow();
+        let draining = retiring.iter().map(|flights| flights.len()).sum();
+        let mut retiring: Vec<_> = retiring.iter().flat_map(|flights| flights.views(limit, moment)).collect();
         let mut state = ProviderState {
             state: "up",
             generation: 0,
@@ -88,6 +90,7 @@ impl Shard {
             last_reason: slot.last_reason.borrow().clone(),
             next_start_seconds: None,
             flights: Vec::new(),
+            gaps: slot.gaps.borrow().clone(),
         };
         match &*slot.state.borrow() {
             SlotState::Up(up) => {
@@ -95,8 +98,8 @@ impl Shard {
                 state.uptime_seconds = now.duration_since(up.since).as_secs_f64();
                 state.in_flight = up.flights.len();
                 state.queued = up.queue.borrow().len();
-                state.flights = up.flights.views(now);
-                state.flights.extend(up.queue.borrow().iter().map(|job| waiting_view(job, "queued", now)));
+                state.flights = up.flights.views(limit, moment);
+                state.flights.extend(up.queue.borrow().iter().take(limit).map(|job| waiting_view(job, "queued", moment)));
             }
             SlotState::Down { until, failed, .. } => {
                 state.state = if *failed { "failed" } else { "backing-off" };
@@ -279,22 +282,16 @@ impl Handler<AskStories> for Shard {
     }
 }
 
-fn waiting_view(job: &Job, phase: &'static str, now: Instant) -> FlightView {
-    let call = &job.0.call;
-    FlightView {
-        id: call.id.to_string(),
-        age_seconds: now.duration_since(call.started).as_secs_f64(),
-        phase,
-        stream: call.is_stream(),
-        content_events: 0,
-    }
+fn waiting_view(job: &Job, phase: &'static str, now: Moment) -> FlightView {
+    FlightView::waiting(&job.0.call, job.0.pool, phase, now)
 }
 
 impl Handler<Snapshot> for Shard {
     type Result = ShardState;
 
-    fn handle(&mut self, _: Snapshot, _: &mut Context<Self>) -> ShardState {
+    fn handle(&mut self, Snapshot { flights: limit }: Snapshot, _: &mut Context<Self>) -> ShardState {
         let now = Instant::now();
+        let moment = self.slots.shared.clock.at(now);
         let pools = self.slots.pools.iter().map(|slot| {
             let stats = slot.stats.borrow();
             PoolState {
@@ -305,15 +302,16 @@ impl Handler<Snapshot> for Shard {
                 hedges: stats.hedges,
                 conversations: stats.conversations,
                 parked: slot.parked.borrow().len(),
-                waiting: slot.parked.borrow().iter().map(|job| waiting_view(job, "parked", now)).collect(),
+                waiting: slot.parked.borrow().iter().take(limit).map(|job| waiting_view(job, "parked", moment)).collect(),
                 restarts: slot.restarts.get(),
                 members: stats.members.clone(),
             }
         });
         ShardState {
             worker: self.slots.worker,
-            providers: (0..self.slots.providers.len()).map(|index| self.provider_state(index, now)).collect(),
+            providers: (0..self.slots.providers.len()).map(|index| self.provider_state(index, limit, now)).collect(),
             pools: pools.collect(),
+            routes: self.slots.routes.borrow().clone(),
         }
     }
 }

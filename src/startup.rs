@@ -16,8 +16,8 @@ use tracing_actix_web::TracingLogger;
 use crate::actors::director::Director;
 use crate::actors::slots::Shared;
 use crate::actors::{Cancel, CancelRequest};
-use crate::attempt::Cut;
-use crate::http::{Gateway, RequestSpan, request_id_header, routes};
+use crate::attempt::{Counted, Cut};
+use crate::http::{Gateway, Operations, RequestSpan, request_id_header, routes};
 use crate::settings::{Backend, BackendType, Settings};
 use crate::shard::Shard;
 
@@ -52,7 +52,7 @@ impl Application {
         let listener = listen(&settings)?;
         let address = listener.local_addr()?;
         let director = Director::new(Arc::clone(&shared)).start();
-        let started = Instant::now();
+        let operations = Operations::start(&shared, &director);
         let next_worker = Arc::new(AtomicUsize::new(0));
         let server = &settings.server;
         let workers =
@@ -60,12 +60,16 @@ impl Application {
 
         shared.workers.store(workers, Ordering::Relaxed);
         let factory_shared = Arc::clone(&shared);
+        let connections = Arc::clone(&shared.connections);
         let factory_director = director.clone();
         let server = HttpServer::new(move || {
             let worker = next_worker.fetch_add(1, Ordering::Relaxed);
             let slots = Shard::start_worker(&factory_shared, worker, &factory_director);
-            let gateway = Rc::new(Gateway::new(slots, factory_director.clone(), started));
+            let gateway = Rc::new(Gateway::new(slots, operations.clone()));
             App::new().app_data(gateway).configure(routes).wrap_fn(request_id_header).wrap(TracingLogger::<RequestSpan>::new())
+        })
+        .on_connect(move |_, connection| {
+            connection.insert(Counted::one_of(&connections));
         })
         .workers(workers)
         .max_connections(server.max_connections)

@@ -101,6 +101,11 @@ impl Trail {
         }
     }
 
+    /// How many tries there have been.
+    pub fn tries(&self) -> usize {
+        self.lock().tries.len()
+    }
+
     /// The steps so far.
     pub fn trace(&self) -> Trace {
         self.lock().clone()
@@ -162,6 +167,11 @@ pub struct Story {
 }
 
 impl Story {
+    /// When it ended.
+    pub fn ended(&self) -> SystemTime {
+        self.at + self.duration
+    }
+
     /// Whether it was served although a try had failed.
     pub fn is_absorbed(&self) -> bool {
         self.outcome == "served" && self.attempts > 1 && !self.trail.failures().is_empty()
@@ -203,11 +213,14 @@ impl Stories {
         }
     }
 
-    /// The newest stories that match, newest first.
+    /// The stories that ended last and match, the last one first.
     pub fn newest(&self, limit: usize, matches: impl Fn(&Story) -> bool) -> Vec<Arc<Story>> {
-        let mut all: Vec<_> =
-            self.usual.iter().rev().chain(self.notable.iter().rev()).filter(|story| matches(story)).cloned().collect();
-        all.sort_by_key(|story| std::cmp::Reverse(story.at));
+        let of = |ring: &VecDeque<Arc<Story>>| -> Vec<Arc<Story>> {
+            ring.iter().rev().filter(|story| matches(story)).take(limit).cloned().collect()
+        };
+        let mut all = of(&self.usual);
+        all.append(&mut of(&self.notable));
+        all.sort_by_key(|story| std::cmp::Reverse(story.ended()));
         all.truncate(limit);
         all
     }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::slots::Shared;
 use super::{
     AskState, Cancel, CancelRequest, DrainBackend, DrainReport, DrainedBackend, FindStories, Register, Restart, RestartBackend,
-    RestartReport, ShardState, ShardStories, Snapshot, Unqueue,
+    RestartReport, ShardState, ShardStories, Unqueue,
 };
 use crate::attempt::Cut;
 use crate::journal::Journal;
@@ -55,8 +55,8 @@ impl Handler<Register> for Director {
 impl Handler<AskState> for Director {
     type Result = ResponseFuture<Vec<Result<ShardState, usize>>>;
 
-    fn handle(&mut self, _: AskState, _: &mut Context<Self>) -> Self::Result {
-        let questions: Vec<_> = self.shards.iter().map(|(worker, shard)| (*worker, shard.send(Snapshot))).collect();
+    fn handle(&mut self, AskState(ask): AskState, _: &mut Context<Self>) -> Self::Result {
+        let questions: Vec<_> = self.shards.iter().map(|(worker, shard)| (*worker, shard.send(ask))).collect();
         Box::pin(join_all(questions.into_iter().map(|(worker, question)| async move {
             match timeout(SNAPSHOT_LIMIT, question).await {
                 Ok(Ok(state)) => Ok(state),
@@ -93,7 +93,9 @@ impl Handler<DrainBackend> for Director {
         Box::pin(async move {
             let start = Instant::now();
             let backend = &shared.backends[act.backend];
-            backend.drained.store(true, Ordering::Relaxed);
+            if !backend.drained.swap(true, Ordering::Relaxed) {
+                backend.drained_at.store(shared.clock.now().raw(), Ordering::Relaxed);
+            }
             let mut report = DrainedBackend {
                 id,
                 backend: shared.settings.backends[act.backend].name.to_string(),
@@ -173,14 +175,15 @@ async fn drain_report(
     let workers: Vec<_> = join_all(reports).await.into_iter().flatten().collect();
     let report = DrainReport {
         completed: workers.iter().map(|worker| worker.completed).sum(),
+        failed: workers.iter().map(|worker| worker.failed).sum(),
         moved: workers.iter().map(|worker| worker.moved).sum(),
         cut: workers.iter().map(|worker| worker.cut).sum(),
         duration_seconds: workers.iter().map(|worker| worker.duration_seconds).fold(0.0, f64::max),
         workers,
     };
     let words = format!(
-        "{}: generation {} replaced its predecessor: {} in flight -> 0, {} completed, {} moved, {} cut, {:.1} s",
-        act.id, act.generation, act.in_flight_at_start, report.completed, report.moved, report.cut, report.duration_seconds
+        "{}: generation {} replaced its predecessor: {} in flight -> 0, {} failed, {} moved, {} cut, {:.1} s",
+        act.id, act.generation, act.in_flight_at_start, report.failed, report.moved, report.cut, report.duration_seconds
     );
     journal.note("restarted", Some(&act.backend), None, words);
     tracing::info!(

@@ -31,9 +31,10 @@ use std::time::Duration;
 use actix::prelude::*;
 use serde::Serialize;
 use tokio::sync::oneshot;
+use utoipa::ToSchema;
 
 use crate::attempt::{Call, Cut, FlightView, Ledger, Reply, ReplySender, Settled};
-use crate::balance::{MemberStats, Moment};
+use crate::balance::{Histogram, MemberStats, Moment};
 use crate::chat::Failure;
 use crate::story::{Story, Trace};
 
@@ -126,7 +127,7 @@ pub struct Retire {
 }
 
 /// How a generation drained.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct RetireReport {
     /// Worker thread.
     pub worker: usize,
@@ -134,6 +135,8 @@ pub struct RetireReport {
     pub in_flight_at_start: usize,
     /// Of these, those that ended by themselves.
     pub completed: u64,
+    /// Of the completed ones, those that failed or broke.
+    pub failed: u64,
     /// Waiting jobs that went to the new generation.
     pub moved: u64,
     /// Attempts that the drain deadline ended.
@@ -186,9 +189,12 @@ pub struct Restarted {
 }
 
 /// Ask a worker for its state.
-#[derive(Message)]
+#[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "ShardState")]
-pub struct Snapshot;
+pub struct Snapshot {
+    /// Most requests in flight that are told one by one, of each provider and pool.
+    pub flights: usize,
+}
 
 /// One worker's state.
 #[derive(Debug, MessageResponse)]
@@ -199,10 +205,12 @@ pub struct ShardState {
     pub providers: Vec<ProviderState>,
     /// By pool index.
     pub pools: Vec<PoolState>,
+    /// By route index + 1.
+    pub routes: Vec<slots::RouteStats>,
 }
 
 /// One provider on one worker.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ProviderState {
     /// `up`, `backing-off` or `failed`.
     pub state: &'static str,
@@ -227,6 +235,16 @@ pub struct ProviderState {
     /// What it carries.
     #[serde(skip)]
     pub flights: Vec<FlightView>,
+    /// Pauses between the pieces of its streams.
+    #[serde(skip)]
+    pub gaps: Histogram,
+}
+
+impl ProviderState {
+    /// The same without what it carries.
+    pub fn without_flights(&self) -> Self {
+        Self { last_reason: self.last_reason.clone(), flights: Vec::new(), gaps: Histogram::default(), ..*self }
+    }
 }
 
 /// One pool on one worker.
@@ -289,7 +307,7 @@ pub struct RestartBackend {
 }
 
 /// What became of a restart.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RestartReport {
     /// Number of the act.
     pub id: String,
@@ -305,10 +323,12 @@ pub struct RestartReport {
 }
 
 /// How the old generation drained on every worker.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct DrainReport {
     /// Attempts that ended by themselves.
     pub completed: u64,
+    /// Of these, those that failed or broke.
+    pub failed: u64,
     /// Waiting jobs that went to the new generation.
     pub moved: u64,
     /// Attempts that the deadline ended.
@@ -340,7 +360,7 @@ pub struct DrainBackend {
 }
 
 /// What became of a drain.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct DrainedBackend {
     /// Number of the act.
     pub id: String,
@@ -410,7 +430,7 @@ pub struct FindStories(pub AskStories);
 /// Ask for the state of every worker.
 #[derive(Message)]
 #[rtype(result = "Vec<Result<ShardState, usize>>")]
-pub struct AskState;
+pub struct AskState(pub Snapshot);
 
 /// End one request or all, wherever they run.
 #[derive(Message)]

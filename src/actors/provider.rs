@@ -24,7 +24,7 @@ use crate::attempt::{
     Cut, End, Fetcher, FlightGuard, FlightPlan, Flights, HttpClient, Minter, Settled, Station, Tower, Transport, Verdict,
     panic_message, warm_up, work,
 };
-use crate::balance::Permit;
+use crate::balance::{Permit, Probe};
 use crate::chat::Usage;
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
@@ -55,6 +55,7 @@ struct Retirement {
     cut_at: Instant,
     in_flight: usize,
     completed_before: u64,
+    failed_before: u64,
     cut_before: u64,
     moved: u64,
     report: Option<oneshot::Sender<RetireReport>>,
@@ -96,7 +97,7 @@ impl Provider {
             Some(simulated) => Transport::Simulated(Simulator::new(simulated.clone(), Arc::clone(&shared.simulated))),
             None => {
                 let headers = codec.headers(&backend);
-                Transport::Http(Box::new(HttpClient::new(&backend, &shared.tls, headers)))
+                Transport::Http(Box::new(HttpClient::new(&backend, &shared.tls, headers, &shared.connections)))
             }
         };
         let budget = Rc::clone(&slots.providers[index].budget);
@@ -104,7 +105,9 @@ impl Provider {
         let minter = Minter::of(&backend, &shared.tls);
         let held_limit = slots.shared.settings.server.max_body_in_flight;
         let fetcher = Fetcher::of(&backend, &shared.tls, &slots.shared.body_bytes, held_limit);
-        let station = Rc::new(Station { backend, codec, transport, minter, fetcher, budget, memory: Arc::clone(&memory) });
+        let headroom = Arc::clone(&shared.headroom);
+        let station =
+            Rc::new(Station { backend, codec, transport, minter, fetcher, budget, memory: Arc::clone(&memory), headroom });
         if warm && matches!(station.transport, Transport::Http(_)) {
             actix_rt::spawn(warm_up(Rc::clone(&station)));
         }
@@ -112,7 +115,8 @@ impl Provider {
         let mut flights = None;
         let addr = Self::create(|ctx| {
             let messenger = Messenger { slots: Rc::clone(slots), provider: ctx.address().downgrade() };
-            let table = Flights::new(Box::new(messenger), memory, slots.shared.vitals(index));
+            let table =
+                Flights::new(Box::new(messenger), memory, slots.shared.vitals(index), Rc::clone(&slots.providers[index].gaps));
             flights = Some(Rc::clone(&table));
             Self {
                 station,
@@ -138,7 +142,8 @@ impl Provider {
     /// Admits a job, lets it wait, or gives it back. The job is taken out of its cell once it is in other hands.
     fn admit(&mut self, cell: &mut Option<Job>, ctx: &mut Context<Self>) {
         let shared = &self.slots.shared.backends[self.station.backend.index];
-        if self.retired.is_some() || shared.drained.load(Ordering::Relaxed) {
+        let is_insistent = cell.as_ref().is_some_and(|job| job.0.call.insistent);
+        if self.retired.is_some() || (shared.drained.load(Ordering::Relaxed) && !is_insistent) {
             if let Some(job) = cell.take() {
                 self.bounce(job, Bounced::Moved);
             }
@@ -167,8 +172,10 @@ impl Provider {
         let backend = &self.station.backend;
         let now = parts.now;
         let health = &self.slots.shared.backends[backend.index].health;
-        let Ok(probe) = health.admit(parts.slot, now, lease(backend), parts.last_resort) else {
-            return self.bounce(job, Bounced::Shut);
+        let probe = match health.admit(parts.slot, now, lease(backend), parts.last_resort) {
+            Ok(probe) => probe,
+            Err(_) if parts.call.insistent => Probe::default(),
+            Err(_) => return self.bounce(job, Bounced::Shut),
         };
         let flight = self.flights.enter(FlightPlan {
             call: Arc::clone(&parts.call),
@@ -260,6 +267,7 @@ impl Provider {
             cut_at: now + deadline,
             in_flight: self.flights.len(),
             completed_before: self.flights.completed.get(),
+            failed_before: self.flights.failed.get(),
             cut_before: self.flights.cut.get(),
             moved,
             report,
@@ -286,6 +294,7 @@ impl Provider {
                 worker: self.slots.worker,
                 in_flight_at_start: retirement.in_flight,
                 completed: self.flights.completed.get() - retirement.completed_before,
+                failed: self.flights.failed.get() - retirement.failed_before,
                 moved: retirement.moved,
                 cut: self.flights.cut.get() - retirement.cut_before,
                 duration_seconds: now.duration_since(retirement.since).as_secs_f64(),

@@ -7,8 +7,10 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use actix::Addr;
+use bytes::Bytes;
 use rustls::{ClientConfig, RootCertStore};
 use slab::Slab;
 use tokio::time::Instant;
@@ -16,9 +18,9 @@ use tokio::time::Instant;
 use super::Job;
 use super::pool::Pool;
 use super::provider::Provider;
-use crate::attempt::{Call, Clock, Flights, Memory, Vitals, system_roots, tls_config};
+use crate::attempt::{BodyHold, Call, Clock, Flights, Headroom, Memory, Vitals, system_roots, tls_config};
 use crate::balance::{Affinity, CrashRecord, Health, Histogram, MemberStats, Permits, RetryBudget, Turns};
-use crate::chat::Failure;
+use crate::chat::{Endpoint, Failure, Shape, scan};
 use crate::error::GatewayError;
 use crate::journal::Journal;
 use crate::settings::{self, Settings};
@@ -50,6 +52,8 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// Worker threads.
     pub workers: AtomicUsize,
+    /// Open client connections.
+    pub connections: Arc<AtomicU64>,
 }
 
 /// What the workers share of one backend.
@@ -68,6 +72,12 @@ pub struct SharedBackend {
     pub health: Arc<Health>,
     /// Whether an operator has taken it out.
     pub drained: AtomicBool,
+    /// When, as a raw [`Moment`]; 0 for never.
+    pub drained_at: AtomicU64,
+    /// Open connections to it.
+    pub connections: Arc<AtomicU64>,
+    /// What its provider says it may still be asked.
+    pub headroom: Arc<Headroom>,
 }
 
 /// What the workers share of one pool.
@@ -119,6 +129,7 @@ impl Shared {
             if settings.backends.iter().any(|backend| backend.is_encrypted()) { system_roots() } else { RootCertStore::empty() };
         let plain = tls_config(&roots, None)?;
         let mut backends = Vec::new();
+        let clock = Clock::start();
         for backend in &settings.backends {
             let tls = match &backend.network.ca_pem {
                 Some(pem) if backend.is_encrypted() => {
@@ -134,6 +145,9 @@ impl Shared {
                 memory: Arc::default(),
                 health: Arc::new(Health::new(backend.circuit.clone(), backend.model_slots())),
                 drained: AtomicBool::new(false),
+                drained_at: AtomicU64::new(0),
+                connections: Arc::default(),
+                headroom: Arc::new(Headroom::new(clock)),
             });
         }
         let pools = settings.pools.iter().map(|plan| SharedPool::new(plan)).collect();
@@ -142,16 +156,41 @@ impl Shared {
             backends,
             pools,
             journal: Arc::default(),
-            clock: Clock::start(),
+            clock,
             body_bytes: Arc::default(),
             open_requests: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             workers: AtomicUsize::new(1),
+            connections: Arc::default(),
         }))
     }
 }
 
 impl Shared {
+    /// A chat that no client has sent; `None` if it cannot be one. `insistent` asks whatever is known of the backend.
+    pub fn own_call(&self, id: String, body: &serde_json::Value, limit: Duration, insistent: bool) -> Option<Arc<Call>> {
+        let body = Bytes::from(body.to_string());
+        let now = Instant::now();
+        Some(Arc::new(Call {
+            id: id.into(),
+            endpoint: Endpoint::Chat,
+            scan: scan(&body, Shape::Chat).ok()?,
+            body,
+            hold: BodyHold::new(&self.body_bytes),
+            model_at: Some(0),
+            deadline: now + limit,
+            started: now,
+            began: self.clock.at(now),
+            span: tracing::Span::none(),
+            passthrough: None,
+            touched: AtomicBool::new(false),
+            repeatable: true,
+            insistent,
+            conversation: None,
+            trail: Arc::default(),
+        }))
+    }
+
     /// What the attempts of a backend report to.
     pub fn vitals(&self, backend: usize) -> Vitals {
         let shared = &self.backends[backend];
@@ -181,6 +220,56 @@ pub struct Slots {
     pub open: RefCell<Slab<OpenRequest>>,
     /// Those that have ended last.
     pub stories: RefCell<Stories>,
+    /// By route index + 1; the first counts requests without a route of the configuration.
+    pub routes: RefCell<Vec<RouteStats>>,
+}
+
+/// What is counted of the requests of one route, whatever became of them.
+#[derive(Debug, Clone, Default)]
+pub struct RouteStats {
+    /// Requests taken.
+    pub requests: u64,
+    /// How they have ended, in the order of [`OUTCOMES`]: the ones that are open are missing.
+    pub outcomes: [u64; OUTCOMES.len()],
+    /// Of the failed ones, those that the client is to mend: status 4xx but for 429.
+    pub client_errors: u64,
+    /// Of the failed and truncated ones, how many of each class; there are few classes.
+    pub classes: Vec<(&'static str, u64)>,
+    /// Whole time of the requests that were served.
+    pub duration: Histogram,
+    /// Time to first content of the requests that had any.
+    pub first_content: Histogram,
+}
+
+impl RouteStats {
+    /// Adds what another worker counted.
+    pub fn merge(&mut self, other: &Self) {
+        self.requests += other.requests;
+        for (mine, theirs) in self.outcomes.iter_mut().zip(other.outcomes) {
+            *mine += theirs;
+        }
+        self.client_errors += other.client_errors;
+        for (class, count) in &other.classes {
+            self.count_class(class, *count);
+        }
+        self.duration.merge(&other.duration);
+        self.first_content.merge(&other.first_content);
+    }
+
+    /// Counts failures of a class.
+    pub fn count_class(&mut self, class: &'static str, count: u64) {
+        match self.classes.iter_mut().find(|(known, _)| *known == class) {
+            Some((_, sum)) => *sum += count,
+            None => self.classes.push((class, count)),
+        }
+    }
+
+    /// A request of this route has ended.
+    pub fn ended(&mut self, outcome: &'static str) {
+        if let Some(place) = OUTCOMES.iter().position(|known| *known == outcome) {
+            self.outcomes[place] += 1;
+        }
+    }
 }
 
 /// A request that is not answered to its end.
@@ -210,6 +299,8 @@ pub struct ProviderSlot {
     pub crashed: Cell<u64>,
     /// Why the last restart happened.
     pub last_reason: RefCell<Option<String>>,
+    /// Pauses between the pieces of its streams; outlive generations.
+    pub gaps: Rc<RefCell<Histogram>>,
     /// Flights of generations that were replaced.
     pub retiring: RefCell<Vec<Rc<Flights>>>,
 }
@@ -330,6 +421,7 @@ impl Slots {
             restarts: Cell::new(0),
             crashed: Cell::new(0),
             last_reason: RefCell::default(),
+            gaps: Rc::default(),
             retiring: RefCell::default(),
         };
         let pool = |plan: &Arc<crate::settings::Pool>| PoolSlot {
@@ -343,7 +435,17 @@ impl Slots {
         let pools = shared.settings.pools.iter().map(pool).collect();
         let kept = shared.settings.recent_requests.div_ceil(shared.workers.load(Ordering::Relaxed).max(1));
         let stories = RefCell::new(Stories::new(kept));
-        Rc::new(Self { shared, worker, shard: RefCell::new(None), providers, pools, open: RefCell::default(), stories })
+        let routes = vec![RouteStats::default(); shared.settings.routes.as_ref().map_or(0, Vec::len) + 1];
+        Rc::new(Self {
+            shared,
+            worker,
+            shard: RefCell::new(None),
+            providers,
+            pools,
+            open: RefCell::default(),
+            stories,
+            routes: RefCell::new(routes),
+        })
     }
 
     /// Whether anything is kept of requests that have ended.

@@ -4,18 +4,17 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::Dispatch;
 use super::slots::{SlotState, Slots};
-use crate::attempt::{BodyHold, Call, Reply};
+use crate::attempt::{Call, Reply};
 use crate::balance::CircuitState;
-use crate::chat::{Endpoint, FailureClass, Shape, scan};
+use crate::chat::FailureClass;
 use crate::error::GatewayError;
 use crate::settings::Backend;
 
@@ -131,26 +130,7 @@ fn verdict(reply: &Reply) -> Result<(), String> {
 }
 
 fn call(slots: &Slots, backend: &Backend) -> Option<Arc<Call>> {
-    let model = backend.default_model.as_ref().or_else(|| backend.aliases.keys().next());
-    let model = model.map_or("simulated", String::as_str);
+    let model = backend.usual_model();
     let body = json!({ "model": model, "max_tokens": 1, "messages": [{ "role": "user", "content": "." }] });
-    let body = Bytes::from(body.to_string());
-    let now = Instant::now();
-    Some(Arc::new(Call {
-        id: format!("standby-{}", backend.name).into(),
-        endpoint: Endpoint::Chat,
-        scan: scan(&body, Shape::Chat).ok()?,
-        body,
-        hold: BodyHold::new(&slots.shared.body_bytes),
-        model_at: Some(0),
-        deadline: now + LIMIT,
-        started: now,
-        began: slots.shared.clock.at(now),
-        span: tracing::Span::none(),
-        passthrough: None,
-        touched: AtomicBool::new(false),
-        repeatable: true,
-        conversation: None,
-        trail: Arc::default(),
-    }))
+    slots.shared.own_call(format!("standby-{}", backend.name), &body, LIMIT, false)
 }

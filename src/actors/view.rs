@@ -122,7 +122,7 @@ impl<'a> View<'a> {
         }
         let index = self.plan.members[leaf];
         let shared = &self.slots.shared.backends[index];
-        if shared.drained.load(Ordering::Relaxed) {
+        if shared.drained.load(Ordering::Relaxed) && !self.call.insistent {
             return Door::Barred(Bar::Drained);
         }
         match &*self.slots.providers[index].state.borrow() {
@@ -135,6 +135,7 @@ impl<'a> View<'a> {
             return Door::Barred(Bar::Full);
         }
         match shared.health.state(self.find_slot(leaf, model), self.now) {
+            _ if self.call.insistent => Door::Open,
             CircuitState::Closed => Door::Open,
             CircuitState::HalfOpen { probing: false, .. } if self.may_probe(leaf) => Door::Probe,
             CircuitState::HalfOpen { class, .. } => Door::Shut { until: self.now, class },

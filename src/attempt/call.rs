@@ -50,6 +50,8 @@ pub struct Call {
     pub touched: AtomicBool,
     /// Whether it may be sent more than once; where not, it is neither hedged nor tried again once it was sent.
     pub repeatable: bool,
+    /// Whether it is an operator's own, which asks a backend even if it is drained or its circuit is open.
+    pub insistent: bool,
     /// Key of its conversation, where its pool keeps conversations together.
     pub conversation: Option<u64>,
     /// What has happened to it.

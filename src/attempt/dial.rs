@@ -6,6 +6,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use actix_http::Uri;
@@ -26,6 +28,8 @@ const PROXY_HEAD: usize = 8 << 10;
 #[derive(Clone)]
 pub(super) struct Dialer {
     proxy: Option<Url>,
+    /// Connections that are open.
+    open: Arc<AtomicU64>,
     /// Decides about addresses, where clients name the hosts.
     guard: Option<Rc<Guard>>,
 }
@@ -33,12 +37,17 @@ pub(super) struct Dialer {
 impl Dialer {
     /// Dials through the proxy, if there is one.
     pub(super) fn new(proxy: Option<Url>) -> Self {
-        Self { proxy, guard: None }
+        Self { proxy, open: Arc::default(), guard: None }
+    }
+
+    /// Counts its open connections there.
+    pub(super) fn counted_in(self, open: &Arc<AtomicU64>) -> Self {
+        Self { open: Arc::clone(open), ..self }
     }
 
     /// Dials only what the guard admits. A name is resolved once, here: what was checked is what is dialled, by a proxy too.
     pub(super) fn guarded(proxy: Option<Url>, guard: Rc<Guard>) -> Self {
-        Self { proxy, guard: Some(guard) }
+        Self { proxy, open: Arc::default(), guard: Some(guard) }
     }
 }
 
@@ -52,7 +61,7 @@ impl Service<ConnectInfo<Uri>> for Dialer {
     }
 
     fn call(&self, target: ConnectInfo<Uri>) -> Self::Future {
-        let Self { proxy, guard } = self.clone();
+        let Self { proxy, open, guard } = self.clone();
         Box::pin(async move {
             let uri = target.request().clone();
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -73,7 +82,7 @@ impl Service<ConnectInfo<Uri>> for Dialer {
                 }
             };
             stream.set_nodelay(true).map_err(ConnectError::Io)?;
-            Ok(Connection::new(uri, Socket(stream)))
+            Ok(Connection::new(uri, Socket(stream, Counted::one_of(&open))))
         })
     }
 }
@@ -104,7 +113,25 @@ pub(crate) fn watch_end<T>(read: impl FnOnce() -> T) -> (T, bool) {
 
 /// A TCP connection that tells of its end.
 #[derive(Debug)]
-pub(crate) struct Socket(TcpStream);
+pub(crate) struct Socket(TcpStream, #[expect(dead_code, reason = "counts while it lives")] Counted);
+
+/// Counts as open until it is dropped.
+#[derive(Debug)]
+pub struct Counted(Arc<AtomicU64>);
+
+impl Counted {
+    /// One more.
+    pub fn one_of(open: &Arc<AtomicU64>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

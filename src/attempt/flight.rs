@@ -19,7 +19,7 @@ use super::live::Upstream;
 use super::memory::Memory;
 use super::token::Minter;
 use super::vitals::Vitals;
-use crate::balance::{Moment, Permit, Probe, Sample};
+use crate::balance::{Histogram, Moment, Permit, Probe, Sample};
 use crate::chat::{Failure, FailureClass, Keepsake, Phase, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
@@ -139,10 +139,14 @@ pub struct Flights {
     tower: Box<dyn Tower>,
     memory: Arc<Memory>,
     vitals: Vitals,
+    /// Pauses between the pieces of its streams.
+    gaps: Rc<RefCell<Histogram>>,
     /// Whether jobs wait for a permit.
     pub has_queue: Cell<bool>,
     /// Flights that ended by themselves.
     pub completed: Cell<u64>,
+    /// Of these, those that failed or broke.
+    pub failed: Cell<u64>,
     /// Flights that were cut.
     pub cut: Cell<u64>,
 }
@@ -198,26 +202,58 @@ pub struct Flight {
 pub struct FlightView {
     /// The request's id.
     pub id: String,
-    /// Seconds since the attempt started.
+    /// Index of its pool.
+    #[serde(skip)]
+    pub pool: u16,
+    /// The model that the client asked for.
+    #[serde(skip)]
+    pub model: Option<Box<str>>,
+    /// Seconds since the request was taken.
     pub age_seconds: f64,
+    /// Number of the present try, from 1; 0 while there is none.
+    pub attempt: usize,
     /// `parked`, `queued`, `waiting` before first content, `streaming` after it.
     pub phase: &'static str,
     /// Whether a stream is asked for.
     pub stream: bool,
-    /// Events with content so far.
+    /// Events with content so far: about as many tokens.
     pub content_events: u64,
+    /// The same per second since the first.
+    pub content_events_per_second: Option<f64>,
 }
+
+impl FlightView {
+    /// A request that nobody is asked for yet.
+    pub fn waiting(call: &Call, pool: u16, phase: &'static str, now: Moment) -> Self {
+        Self {
+            id: call.id.to_string(),
+            pool,
+            model: call.scan.model.as_deref().map(|model| model.chars().take(SHOWN_MODEL).collect()),
+            age_seconds: call.age(now).as_secs_f64(),
+            attempt: 0,
+            phase,
+            stream: call.is_stream(),
+            content_events: 0,
+            content_events_per_second: None,
+        }
+    }
+}
+
+/// Characters that are shown of a model's name as its client wrote it.
+const SHOWN_MODEL: usize = 80;
 
 impl Flights {
     /// Starts empty.
-    pub fn new(tower: Box<dyn Tower>, memory: Arc<Memory>, vitals: Vitals) -> Rc<Self> {
+    pub fn new(tower: Box<dyn Tower>, memory: Arc<Memory>, vitals: Vitals, gaps: Rc<RefCell<Histogram>>) -> Rc<Self> {
         Rc::new(Self {
             slab: RefCell::new(Slab::new()),
             tower,
             memory,
             vitals,
+            gaps,
             has_queue: Cell::new(false),
             completed: Cell::new(0),
+            failed: Cell::new(0),
             cut: Cell::new(0),
         })
     }
@@ -296,17 +332,19 @@ impl Flights {
         chosen.len()
     }
 
-    /// Every flight, as an operator sees it.
-    pub fn views(&self, now: Instant) -> Vec<FlightView> {
-        let now = self.vitals.clock.at(now);
-        let view = |flight: Rc<Flight>| FlightView {
-            id: flight.call.id.to_string(),
-            age_seconds: now.since(flight.started).as_secs_f64(),
-            phase: if flight.first_content.get().is_some() { "streaming" } else { "waiting" },
-            stream: flight.stream,
-            content_events: flight.upstream.borrow().as_ref().map_or(0, Upstream::content_events),
-        };
-        self.all().into_iter().map(view).collect()
+    /// The flights of the oldest requests, at most so many, as an operator sees them.
+    pub fn views(&self, limit: usize, now: Moment) -> Vec<FlightView> {
+        let mut flights = self.all();
+        if flights.len() > limit {
+            flights.select_nth_unstable_by_key(limit, |flight| flight.call.began);
+            flights.truncate(limit);
+        }
+        flights.iter().map(|flight| flight.view(now)).collect()
+    }
+
+    /// A piece of a stream has come so long after the one before.
+    pub fn note_gap(&self, gap: Duration) {
+        self.gaps.borrow_mut().add(gap);
     }
 
     fn all(&self) -> Vec<Rc<Flight>> {
@@ -337,6 +375,23 @@ pub struct FlightPlan {
 }
 
 impl Flight {
+    fn view(&self, now: Moment) -> FlightView {
+        let first_content = self.first_content.get();
+        let content_events = self.upstream.borrow().as_ref().map_or(0, Upstream::content_events);
+        let seconds = first_content.map(|at| now.since(at).as_secs_f64()).filter(|seconds| *seconds >= 0.1);
+        FlightView {
+            attempt: self.call.trail.tries(),
+            content_events,
+            content_events_per_second: seconds.map(|seconds| content_events as f64 / seconds),
+            ..FlightView::waiting(&self.call, self.pool, if first_content.is_some() { "streaming" } else { "waiting" }, now)
+        }
+    }
+
+    /// A piece of its stream has come so long after the one before.
+    pub fn note_gap(&self, gap: Duration) {
+        self.flights.note_gap(gap);
+    }
+
     /// Begins a try.
     pub fn begin_try(&self, span: Span) {
         let now = self.now();
@@ -545,6 +600,9 @@ impl Flight {
         self.flights.slab.borrow_mut().try_remove(self.key.get());
         let counter = if end == End::Cut { &self.flights.cut } else { &self.flights.completed };
         counter.set(counter.get() + 1);
+        if matches!(end, End::Failed(_) | End::Truncated(_)) {
+            self.flights.failed.set(self.flights.failed.get() + 1);
+        }
         let first_content = self.first_content.get().map(|at| at.since(self.try_started.get()));
         self.record(end, usage, first_content);
         self.flights.tower.settled(

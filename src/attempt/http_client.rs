@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::TryFrom;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use actix_http::body::SizedStream;
@@ -37,11 +38,14 @@ pub struct HttpClient {
     sent: Cell<u64>,
     backend: Arc<Backend>,
     tls: Arc<ClientConfig>,
+    /// Connections that are open.
+    open: Arc<AtomicU64>,
 }
 
 impl HttpClient {
-    /// Makes the client; `headers` go with every request.
-    pub fn new(backend: &Arc<Backend>, tls: &Arc<ClientConfig>, headers: Vec<(String, String)>) -> Self {
+    /// Makes the client; `headers` go with every request,
+    /// its open connections are counted in `open`.
+    pub fn new(backend: &Arc<Backend>, tls: &Arc<ClientConfig>, headers: Vec<(String, String)>, open: &Arc<AtomicU64>) -> Self {
         let pairs = headers.into_iter().filter_map(|(name, value)| {
             let mut value = HeaderValue::try_from(value).ok()?;
             value.set_sensitive(true);
@@ -51,14 +55,15 @@ impl HttpClient {
         headers.push((header::USER_AGENT, HeaderValue::from_static(concat!("stagedoor/", env!("CARGO_PKG_VERSION")))));
         headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
         Self {
-            pooled: RefCell::new(own_client(backend, tls, KEEP_ALIVE)),
-            fresh: own_client(backend, tls, Duration::ZERO),
+            pooled: RefCell::new(own_client(backend, tls, open, KEEP_ALIVE)),
+            fresh: own_client(backend, tls, open, Duration::ZERO),
             headers,
             fixed: RefCell::default(),
             by_model: RefCell::default(),
             sent: Cell::new(0),
             backend: Arc::clone(backend),
             tls: Arc::clone(tls),
+            open: Arc::clone(open),
         }
     }
 
@@ -100,7 +105,7 @@ impl HttpClient {
         let sent = self.sent.get() + 1;
         self.sent.set(sent);
         if sent > 1 && sent % most == 1 % most {
-            *self.pooled.borrow_mut() = own_client(&self.backend, &self.tls, KEEP_ALIVE);
+            *self.pooled.borrow_mut() = own_client(&self.backend, &self.tls, &self.open, KEEP_ALIVE);
             self.fixed.replace([const { None }; 4]);
             self.by_model.borrow_mut().clear();
         }
@@ -217,8 +222,8 @@ fn unsendable(message: &str) -> SendFailure {
     SendFailure { failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, message) }, sent: false }
 }
 
-fn own_client(backend: &Backend, tls: &Arc<ClientConfig>, keep_alive: Duration) -> Client {
-    client(Dialer::new(backend.network.proxy.clone()), backend, tls, keep_alive)
+fn own_client(backend: &Backend, tls: &Arc<ClientConfig>, open: &Arc<AtomicU64>, keep_alive: Duration) -> Client {
+    client(Dialer::new(backend.network.proxy.clone()).counted_in(open), backend, tls, keep_alive)
 }
 
 /// A client under a backend's limits; the dialer says by which way.

@@ -44,6 +44,8 @@ pub struct Upstream {
     ends_by: Instant,
     last_pull: Instant,
     last_emit: Instant,
+    /// Whether any piece has been given to the reader.
+    has_emitted: bool,
     /// Since when the reader waits for the provider; `None` while it is the reader's turn.
     waiting_since: Option<Instant>,
     wants_comment: bool,
@@ -92,6 +94,7 @@ impl Upstream {
             ends_by,
             last_pull: now,
             last_emit: now,
+            has_emitted: false,
             waiting_since: None,
             wants_comment: false,
             failed: None,
@@ -244,14 +247,22 @@ impl LiveBody {
             return Poll::Ready(self.end_by(cut));
         }
         let now = Instant::now();
-        let (step, keepsakes) = {
+        let (step, gap, keepsakes) = {
             let mut cell = self.flight.upstream.borrow_mut();
             let Some(upstream) = cell.as_mut() else {
                 return Poll::Ready(None);
             };
             upstream.last_pull = now;
-            (next(upstream, cx, now), upstream.keepsakes())
+            let before = upstream.last_emit;
+            let step = next(upstream, cx, now);
+            // Comments do not count, and what follows the first content at once was there before.
+            let is_piece = matches!(step, Step::Emit(_)) && upstream.has_emitted;
+            upstream.has_emitted |= matches!(step, Step::Emit(_));
+            (step, is_piece.then(|| now.duration_since(before)), upstream.keepsakes())
         };
+        if let Some(gap) = gap {
+            self.flight.note_gap(gap);
+        }
         // Kept before the client can have seen the end and ask again.
         self.flight.keep(&keepsakes);
         match step {

@@ -6,6 +6,7 @@ mod dial;
 mod fetch;
 mod flight;
 mod guard;
+mod headroom;
 mod http_client;
 mod live;
 mod memory;
@@ -25,8 +26,10 @@ pub use call::{
     Answer, AnswerBody, AnswerHeaders, BodyHold, Call, Ledger, Passthrough, PayloadStream, Reply, ReplySender, StreamedBody,
 };
 pub use clock::Clock;
+pub use dial::Counted;
 pub use fetch::{Fetcher, Images};
 pub use flight::{Cut, End, Flight, FlightGuard, FlightPlan, FlightView, Flights, Settled, Tower};
+pub use headroom::{Headroom, Said};
 pub use http_client::{HttpClient, system_roots, tls_config};
 pub use live::{COMMENT, LiveBody};
 pub use memory::Memory;

@@ -85,7 +85,7 @@ pub(super) async fn whole_reply(
         flight.keep(&whole.keepsakes);
         flight.settle(End::Served, Some(usage));
     }
-    let headers = client_headers(codec, incoming.headers(), ask.now);
+    let headers = client_headers(head.station, incoming.headers(), ask.now);
     Ok(head.answer(headers, AnswerBody::Full(whole.body), Some(usage)))
 }
 
@@ -128,7 +128,7 @@ pub(super) async fn stream_reply(
         return Err(Failure::new(FailureClass::Crashed, "the attempt had settled before its answer"));
     };
     flight.note_first_content(head.attempts);
-    let headers = client_headers(codec, incoming.headers(), ask.now);
+    let headers = client_headers(head.station, incoming.headers(), ask.now);
     let upstream = Upstream::new(incoming, Meter::Events(Box::new(relay)), ask.body.len(), total_ends);
     *flight.upstream.borrow_mut() = Some(upstream);
     let body = AnswerBody::Live(SendWrapper::new(LiveBody::new(flight)));
@@ -138,7 +138,7 @@ pub(super) async fn stream_reply(
 /// A passed-through reply is committed at its head, whatever its status.
 pub(super) fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Option<FlightGuard>, ends: Instant) -> Box<Answer> {
     let status = incoming.status();
-    let mut headers = client_headers(&head.station.codec, incoming.headers(), 0);
+    let mut headers = client_headers(head.station, incoming.headers(), 0);
     for name in
         [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CONTENT_ENCODING, header::CONTENT_LENGTH, header::RETRY_AFTER]
     {
@@ -264,23 +264,26 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Headers of a provider that a client may see: rate limits, and the provider's request id under a name of its own.
-fn client_headers(codec: &Codec, headers: &HeaderMap, now: u64) -> AnswerHeaders {
+fn client_headers(station: &Station, headers: &HeaderMap, now: u64) -> AnswerHeaders {
     const IDS: &[&str] = &["x-request-id", "request-id", "apim-request-id", "mistral-correlation-id"];
     let mut out = AnswerHeaders::new();
     let mut has_id = false;
     for (name, value) in headers {
-        if name.as_str().starts_with("x-ratelimit-")
-            || name.as_str() == "openai-processing-ms"
-            || name.as_str() == "x-stagedoor-simulated"
-        {
+        if name.as_str().starts_with("x-ratelimit-") {
+            station.headroom.note(name.as_str(), value.to_str().unwrap_or_default());
+            out.push((name.clone(), value.clone()));
+        } else if name.as_str() == "openai-processing-ms" || name.as_str() == "x-stagedoor-simulated" {
             out.push((name.clone(), value.clone()));
         } else if !has_id && IDS.contains(&name.as_str()) {
             has_id = true;
             out.push((HeaderName::from_static("x-upstream-request-id"), value.clone()));
-        } else if let Some((name, value)) = value.to_str().ok().and_then(|text| codec.rate_limit(name.as_str(), text, now))
-            && let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value))
+        } else if let Some((name, value)) =
+            value.to_str().ok().and_then(|text| station.codec.rate_limit(name.as_str(), text, now))
         {
-            out.push((name, value));
+            station.headroom.note(&name, &value);
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                out.push((name, value));
+            }
         }
     }
     out

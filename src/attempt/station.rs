@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use super::fetch::Fetcher;
+use super::headroom::Headroom;
 use super::memory::Memory;
 use super::token::{Minter, Token};
 use super::transport::{Incoming, Outgoing, OutgoingBody, SendFailure, Transport};
@@ -35,6 +36,8 @@ pub struct Station {
     pub budget: Rc<RefCell<RetryBudget>>,
     /// What the provider wants back with its tool calls; shared by all workers and generations.
     pub memory: Arc<Memory>,
+    /// What it says it may still be asked; shared likewise.
+    pub headroom: Arc<Headroom>,
 }
 
 impl Station {
@@ -121,10 +124,11 @@ mod tests {
         let tls = tls_config(&rustls::RootCertStore::empty(), None).unwrap();
         let headers = vec![("x-own".to_owned(), "own".to_owned())];
         Station {
-            transport: Transport::Http(Box::new(HttpClient::new(&backend, &tls, headers))),
+            transport: Transport::Http(Box::new(HttpClient::new(&backend, &tls, headers, &Arc::default()))),
             minter: Minter::of(&backend, &tls),
             codec: crate::dialect::Dialect::codec(&backend),
             memory: Arc::default(),
+            headroom: Arc::new(Headroom::new(super::super::Clock::start())),
             fetcher: None,
             budget: Rc::new(RefCell::new(RetryBudget::new(Instant::now().into_std()))),
             backend,

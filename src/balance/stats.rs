@@ -1,4 +1,4 @@
-//! What a pool remembers about a member: counts by class, averages, and log-bucket histograms that add exactly.
+//! What a pool remembers about a member: counts by class, averages, and histograms that add exactly.
 
 use std::time::Duration;
 
@@ -7,35 +7,40 @@ use crate::chat::FailureClass;
 const BUCKETS: usize = 96;
 /// Lower bound of the first bucket in microseconds.
 const FIRST: f64 = 100.0;
-/// Buckets per doubling.
-const PER_DOUBLING: f64 = 4.0;
+/// Buckets per doubling, of equal width within it.
+const PER_DOUBLING: usize = 4;
 
-/// Durations in logarithmic buckets, four per doubling from 0.1 ms to about 1,700 s.
+/// Durations in buckets, four per doubling from 0.1 ms to about 1,700 s.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     counts: Box<[u32; BUCKETS]>,
     total: u64,
+    sum: Duration,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: Box::new([0; BUCKETS]), total: 0 }
+        Self { counts: Box::new([0; BUCKETS]), total: 0, sum: Duration::ZERO }
     }
 }
 
 impl Histogram {
     /// Counts a duration.
     pub fn add(&mut self, duration: Duration) {
-        let micros = duration.as_secs_f64() * 1e6;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the buckets")]
-        let bucket = ((micros / FIRST).max(1.0).log2() * PER_DOUBLING).clamp(0.0, (BUCKETS - 1) as f64) as usize;
+        let bucket = bucket_of(duration);
         self.counts[bucket] = self.counts[bucket].saturating_add(1);
         self.total += 1;
+        self.sum = self.sum.saturating_add(duration);
     }
 
     /// Durations counted.
     pub fn total(&self) -> u64 {
         self.total
+    }
+
+    /// All of them together.
+    pub fn sum(&self) -> Duration {
+        self.sum
     }
 
     /// Halves every count, so that newer durations weigh more.
@@ -44,6 +49,7 @@ impl Histogram {
             *count /= 2;
         }
         self.total = self.counts.iter().map(|count| u64::from(*count)).sum();
+        self.sum /= 2;
     }
 
     /// Adds what another worker counted.
@@ -52,6 +58,16 @@ impl Histogram {
             *mine = mine.saturating_add(*theirs);
         }
         self.total += other.total;
+        self.sum = self.sum.saturating_add(other.sum);
+    }
+
+    /// What was counted after `earlier`, a former state of the same histogram.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut counts = self.counts.clone();
+        for (mine, before) in counts.iter_mut().zip(earlier.counts.iter()) {
+            *mine = mine.saturating_sub(*before);
+        }
+        Self { counts, total: self.total.saturating_sub(earlier.total), sum: self.sum.saturating_sub(earlier.sum) }
     }
 
     /// The duration below which the given share lies (its bucket's upper bound); `None` when nothing was counted.
@@ -61,11 +77,36 @@ impl Histogram {
         for (bucket, count) in self.counts.iter().enumerate() {
             seen += f64::from(*count);
             if seen >= wanted {
-                return Some(Duration::from_secs_f64(FIRST * 2f64.powf((bucket + 1) as f64 / PER_DOUBLING) / 1e6));
+                return Some(upper_bound(bucket));
             }
         }
         None
     }
+
+    /// By doublings: an upper bound in seconds, and how many durations lie below it. What is longer than the last bound is in
+    /// [`Self::total`] only.
+    pub fn doublings(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+        let mut below = 0;
+        // What is longer than the last bound was counted in the last bucket.
+        self.counts.chunks(PER_DOUBLING).take(BUCKETS / PER_DOUBLING - 1).enumerate().map(move |(octave, counts)| {
+            below += counts.iter().map(|count| u64::from(*count)).sum::<u64>();
+            (upper_bound((octave + 1) * PER_DOUBLING - 1).as_secs_f64(), below)
+        })
+    }
+}
+
+/// The exponent and the first two bits behind the point of a floating-point number are the bucket's number.
+#[expect(clippy::cast_possible_truncation, reason = "clamped to the buckets")]
+fn bucket_of(duration: Duration) -> usize {
+    let scaled = (duration.as_micros() as f64 / FIRST).max(1.0);
+    let place = (scaled.to_bits() >> 50) - (1.0f64.to_bits() >> 50);
+    place.min(BUCKETS as u64 - 1) as usize
+}
+
+fn upper_bound(bucket: usize) -> Duration {
+    let within = (bucket % PER_DOUBLING + 1) as f64 / PER_DOUBLING as f64;
+    let doublings = (bucket / PER_DOUBLING) as f64;
+    Duration::from_secs_f64(FIRST * doublings.exp2() * (1.0 + within) / 1e6)
 }
 
 /// Statistics of one member of a pool on one worker.
@@ -112,6 +153,16 @@ impl MemberStats {
         }
     }
 
+    /// Tries that failed and streams that broke.
+    pub fn failed_tries(&self) -> u64 {
+        self.failures.iter().sum()
+    }
+
+    /// Attempts that failed before first content.
+    pub fn failed(&self) -> u64 {
+        self.failed_tries().saturating_sub(self.truncated + self.retried)
+    }
+
     /// Takes a time to first content in.
     pub fn answered(&mut self, after: Duration) {
         self.first_content.add(after);
@@ -119,6 +170,30 @@ impl MemberStats {
             None => after,
             Some(before) => before.mul_f64(1.0 - ALPHA) + after.mul_f64(ALPHA),
         });
+    }
+
+    /// What was counted after `earlier`, a former state of the same statistics; the average is the present one.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut failures = self.failures;
+        for (mine, before) in failures.iter_mut().zip(earlier.failures) {
+            *mine = mine.saturating_sub(before);
+        }
+        Self {
+            attempts: self.attempts.saturating_sub(earlier.attempts),
+            served: self.served.saturating_sub(earlier.served),
+            retried: self.retried.saturating_sub(earlier.retried),
+            cancelled: self.cancelled.saturating_sub(earlier.cancelled),
+            truncated: self.truncated.saturating_sub(earlier.truncated),
+            cut: self.cut.saturating_sub(earlier.cut),
+            failures,
+            bounced: self.bounced.saturating_sub(earlier.bounced),
+            prompt_tokens: self.prompt_tokens.saturating_sub(earlier.prompt_tokens),
+            completion_tokens: self.completion_tokens.saturating_sub(earlier.completion_tokens),
+            cached_tokens: self.cached_tokens.saturating_sub(earlier.cached_tokens),
+            latency: self.latency,
+            first_content: self.first_content.since(&earlier.first_content),
+            duration: self.duration.since(&earlier.duration),
+        }
     }
 
     /// Adds what another worker counted.
@@ -164,5 +239,20 @@ mod tests {
         assert!((0.5..0.6).contains(&p50), "{p50}");
         assert!((0.99..1.2).contains(&p99), "{p99}");
         assert_eq!(Histogram::default().quantile(0.5), None);
+        assert_eq!(histogram.sum(), Duration::from_micros(500_500_000));
+        assert!(histogram.doublings().any(|(bound, below)| (bound, below) == (0.4096, 409)));
+        let before = histogram.clone();
+        histogram.add(Duration::from_secs(9));
+        assert_eq!((histogram.since(&before).total(), histogram.since(&before).sum()), (1, Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn a_duration_lies_below_the_upper_bound_of_its_bucket_and_not_below_the_one_before() {
+        for micros in [0, 99, 100, 101, 124, 125, 126, 150, 199, 200, 250, 12_345, 999_999, 60_000_000, 1_500_000_000] {
+            let bucket = bucket_of(Duration::from_micros(micros));
+            assert!(Duration::from_micros(micros) < upper_bound(bucket), "{micros}");
+            assert!(bucket == 0 || Duration::from_micros(micros) >= upper_bound(bucket - 1), "{micros}");
+        }
+        assert_eq!(bucket_of(Duration::MAX), BUCKETS - 1);
     }
 }

@@ -46,7 +46,7 @@ async fn take(
     let settings = &gateway.shared.settings;
     log.caller = auth::client(request, settings)?;
     let matched = routes::find(settings, request)?;
-    log.route = matched.route.map(|route| Arc::clone(&route.name));
+    log.routed(matched.route);
     log.operation = Some(matched.endpoint.word());
     let started = Instant::now();
     let taken = read(gateway, request, payload, matched.endpoint).await?;
@@ -70,6 +70,7 @@ async fn take(
         passthrough: taken.passthrough,
         touched: AtomicBool::new(false),
         repeatable: is_repeatable(request),
+        insistent: false,
         conversation,
         trail: Arc::default(),
     };

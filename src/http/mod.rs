@@ -1,7 +1,6 @@
 //! The HTTP surface: the route table on one screen. Everything that is not fixed here goes to the front end, which
 //! matches the configured routes.
 
-mod acts;
 mod admin;
 mod auth;
 mod body;
@@ -12,17 +11,18 @@ mod passthrough;
 mod reply;
 mod routes;
 mod span;
-mod stories;
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::Addr;
+use actix::{Actor as _, Addr};
 use actix_web::{FromRequest, Handler, Resource, Responder, web};
 
 use crate::actors::director::Director;
 use crate::actors::slots::{Shared, Slots};
+use crate::monitor::{Monitor, Ticks};
+use admin::Guesses;
 
 pub use span::{RequestSpan, request_id_header};
 
@@ -32,24 +32,49 @@ pub struct Gateway {
     pub slots: Rc<Slots>,
     /// What all workers share.
     pub shared: Arc<Shared>,
-    /// For /admin.
+    /// For acts.
     pub director: Addr<Director>,
+    /// For what operators see.
+    pub monitor: Addr<Monitor>,
+    /// The same once a second.
+    pub ticks: Ticks,
+    /// Wrong tokens.
+    guesses: Arc<Guesses>,
     /// By pool index: silence before an SSE comment while nothing has come yet.
     keep_alive: Vec<Option<Duration>>,
-    /// When the process started.
-    pub started: tokio::time::Instant,
+}
+
+/// What the operator's side of every worker is made of.
+#[derive(Clone)]
+pub struct Operations {
+    /// For acts.
+    pub director: Addr<Director>,
+    /// For what operators see.
+    pub monitor: Addr<Monitor>,
+    /// The same once a second.
+    pub ticks: Ticks,
+    guesses: Arc<Guesses>,
+}
+
+impl Operations {
+    /// Starts the monitor beside a director.
+    pub fn start(shared: &Arc<Shared>, director: &Addr<Director>) -> Self {
+        let (monitor, ticks) = Monitor::new(Arc::clone(shared), director.clone());
+        Self { director: director.clone(), monitor: monitor.start(), ticks, guesses: Arc::default() }
+    }
 }
 
 impl Gateway {
     /// Prepares the handlers of one worker.
-    pub fn new(slots: Rc<Slots>, director: Addr<Director>, started: tokio::time::Instant) -> Self {
+    pub fn new(slots: Rc<Slots>, operations: Operations) -> Self {
         let shared = Arc::clone(&slots.shared);
         let settings = &shared.settings;
         let shortest = |pool: &Arc<crate::settings::Pool>| {
             pool.members.iter().filter_map(|member| settings.backends[*member].keep_alive).min()
         };
         let keep_alive = settings.pools.iter().map(shortest).collect();
-        Self { slots, shared, director, keep_alive, started }
+        let Operations { director, monitor, ticks, guesses } = operations;
+        Self { slots, shared, director, monitor, ticks, guesses, keep_alive }
     }
 }
 
@@ -58,22 +83,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(get("/health").route(web::get().to(health::health)))
         .service(get("/ready").route(web::get().to(health::ready)))
-        .service(
-            web::scope("/admin/api")
-                .service(get("/state").route(web::get().to(admin::state)))
-                .service(get("/requests").route(web::get().to(stories::list)))
-                .service(
-                    only("/requests/{id}", reply::only_get_or_delete)
-                        .route(web::get().to(stories::one))
-                        .route(web::delete().to(acts::cancel)),
-                )
-                .service(act("/backends/{name}/restart").route(web::post().to(acts::restart)))
-                .service(act("/backends/{name}/drain").route(web::post().to(acts::drain)))
-                .service(act("/backends/{name}/resume").route(web::post().to(acts::resume)))
-                .service(act("/backends/{name}/reset").route(web::post().to(acts::reset)))
-                .service(act("/backends/{name}/weight").route(web::post().to(acts::weight)))
-                .default_service(web::to(reply::unknown_path)),
-        )
+        .configure(admin::routes)
         // A scope is matched by its prefix; a pattern here would cost every request a search.
         .service(
             web::scope("/v1/models")

@@ -23,7 +23,7 @@ use crate::attempt::{Answer, AnswerBody, COMMENT, Call, End, LiveBody, Reply};
 use crate::chat::{FailureClass, Usage};
 use crate::dialect::openai::error_event;
 use crate::error::GatewayError;
-use crate::settings::Backend;
+use crate::settings::{Backend, Route};
 use crate::story::Story;
 
 const X_BACKEND: HeaderName = HeaderName::from_static("x-stagedoor-backend");
@@ -61,6 +61,8 @@ pub(super) struct RequestLog {
     dropped: SmallVec<[Box<str>; 4]>,
     call: Option<Arc<Call>>,
     pool_index: Option<usize>,
+    /// Place of its route in the statistics, once it has one.
+    route_place: Option<usize>,
     /// Place among the open requests.
     open: Option<usize>,
 }
@@ -89,7 +91,18 @@ impl RequestLog {
             dropped: SmallVec::new(),
             call: None,
             pool_index: None,
+            route_place: None,
             open: None,
+        }
+    }
+
+    /// The request is one that a route takes; `None` stands for the paths that are always there.
+    pub(super) fn routed(&mut self, route: Option<&Route>) {
+        self.route = route.map(|route| Arc::clone(&route.name));
+        let place = route.map_or(0, |route| route.index + 1);
+        self.route_place = Some(place);
+        if let Some(route) = self.gateway.slots.routes.borrow_mut().get_mut(place) {
+            route.requests += 1;
         }
     }
 
@@ -159,6 +172,25 @@ impl RequestLog {
         (!all.is_empty()).then(|| all.join(", "))
     }
 
+    /// Adds the request to the statistics of its route.
+    fn count(&self, duration: Duration) {
+        let mut routes = self.gateway.slots.routes.borrow_mut();
+        let Some(route) = routes.get_mut(self.route_place.unwrap_or(0)) else { return };
+        // What was refused before it had a route is counted here only.
+        route.requests += u64::from(self.route_place.is_none());
+        route.ended(self.outcome);
+        if self.outcome == "served" {
+            route.duration.add(duration);
+        }
+        if let Some(after) = self.first_content {
+            route.first_content.add(after);
+        }
+        if let Some(class) = self.class {
+            route.count_class(class, 1);
+            route.client_errors += u64::from(self.outcome == "failed" && is_clients(self.status));
+        }
+    }
+
     /// What remains of the request.
     fn story(&mut self, duration: Duration) -> Option<Story> {
         let call = self.call.take()?;
@@ -192,6 +224,7 @@ impl Drop for RequestLog {
             self.gateway.slots.pools[pool].stats.borrow_mut().ended(self.outcome);
         }
         let duration = self.started.elapsed();
+        self.count(duration);
         let usage = self.usage.unwrap_or_default();
         let is_logged = self.gateway.shared.settings.telemetry.access_log;
         let cost = if is_logged { self.cost(&usage) } else { None };
@@ -226,6 +259,11 @@ impl Drop for RequestLog {
             }
         }
     }
+}
+
+/// Whether a status says that the client is to mend its request. Too many requests may be the fault of others.
+fn is_clients(status: u16) -> bool {
+    (400..500).contains(&status) && status != 429
 }
 
 /// The HTTP form of an error.
@@ -270,6 +308,16 @@ pub(crate) async fn only_post(request: HttpRequest) -> HttpResponse {
 /// The answer to a wrong method where only GET and DELETE are right.
 pub(crate) async fn only_get_or_delete(request: HttpRequest) -> HttpResponse {
     wrong_method(&request, "GET, DELETE")
+}
+
+/// The answer to a wrong method where a session is looked at, begun and ended.
+pub(crate) async fn only_session(request: HttpRequest) -> HttpResponse {
+    wrong_method(&request, "GET, POST, DELETE")
+}
+
+/// A header's text; empty where there is none.
+pub(super) fn text<'r>(request: &'r HttpRequest, name: &str) -> &'r str {
+    request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
 fn wrong_method(request: &HttpRequest, allow: &str) -> HttpResponse {

@@ -69,12 +69,13 @@ impl Default for Server {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Admin {
     pub token: Option<Secret>,
+    pub read_token: Option<Secret>,
     pub recent_requests: usize,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { token: None, recent_requests: 4_000 }
+        Self { token: None, read_token: None, recent_requests: 4_000 }
     }
 }
 

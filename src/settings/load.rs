@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, File, FileFormat};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::schema::{self, Key, Kind};
 use super::walk::{Findings, nearest, unknown_key, walk};
@@ -80,8 +81,19 @@ pub fn from_text(source: &str, text: &str, environment: &BTreeMap<String, String
         return Err(SettingsError { source: source.into(), problems: findings.problems });
     }
     settings.source = source.to_owned();
+    settings.fingerprint = fingerprint(&merged);
     settings.notes = findings.notes;
     Ok(settings)
+}
+
+/// SHA-256 of the merged document. Variables stand in it by name, so that it tells nothing of what they hold.
+fn fingerprint(merged: &Value) -> String {
+    use std::fmt::Write as _;
+    let mut hex = String::with_capacity(64);
+    for byte in Sha256::digest(merged.to_string()) {
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 /// The parser's message without the notation of its own types.

@@ -68,8 +68,12 @@ pub struct Settings {
     pub source: String,
     /// Listening and limits.
     pub server: Server,
+    /// SHA-256 of the configuration as it was read, before variables are put in.
+    pub fingerprint: String,
     /// Operator's token.
     pub admin_token: Option<Secret>,
+    /// Token that may look at /admin and /metrics, and change nothing.
+    pub read_token: Option<Secret>,
     /// Requests whose story is kept after their end, in the whole process.
     pub recent_requests: usize,
     /// Client keys; empty when anybody may call.
@@ -391,6 +395,8 @@ pub enum PathMatch {
 /// One route.
 #[derive(Debug)]
 pub struct Route {
+    /// Position in [`Settings::routes`].
+    pub index: usize,
     /// For logs and metrics.
     pub name: Arc<str>,
     /// Which paths.
@@ -462,6 +468,11 @@ impl Backend {
     /// Whether the configuration itself names the model for this backend.
     pub fn is_configured_for(&self, model: &str) -> bool {
         self.aliases.contains_key(model) || self.default_model.as_deref() == Some(model)
+    }
+
+    /// What to ask for when nobody asks for anything in particular.
+    pub fn usual_model(&self) -> &str {
+        self.default_model.as_ref().or_else(|| self.aliases.keys().next()).map_or("simulated", String::as_str)
     }
 
     /// The native ids of models that have circuits and averages of their own: those it is configured with or known to have.

@@ -62,14 +62,21 @@ pub(super) fn plan(
             ),
         );
     }
+    if let (Some(token), Some(read_token)) = (&document.admin.token, &document.admin.read_token)
+        && token.expose() == read_token.expose()
+    {
+        findings.problem("admin.readToken", "it must differ from admin.token, or whoever may look may also act".to_owned());
+    }
     if document.telemetry.logs.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
         findings.problem("telemetry.logs.level", format!("`{}` is neither a level nor a filter", document.telemetry.logs.level));
     }
 
     Settings {
         source: String::new(),
+        fingerprint: String::new(),
         server: document.server,
         admin_token: document.admin.token,
+        read_token: document.admin.read_token,
         recent_requests: document.admin.recent_requests,
         keys,
         backends,
@@ -491,6 +498,7 @@ fn routes(
         routes.push((
             entry.priority.unwrap_or(100),
             Route {
+                index: 0,
                 name: entry.name.as_str().into(),
                 path: matcher,
                 methods: entry.methods.unwrap_or_else(|| vec!["POST".into()]),
@@ -501,7 +509,7 @@ fn routes(
         ));
     }
     routes.sort_by_key(|(priority, _)| *priority);
-    routes.into_iter().map(|(_, route)| route).collect()
+    routes.into_iter().enumerate().map(|(index, (_, route))| Route { index, ..route }).collect()
 }
 
 fn path_match(path: &str) -> Option<PathMatch> {

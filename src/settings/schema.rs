@@ -78,6 +78,7 @@ pub const DOCUMENT: Kind = Kind::Object(&[
         "admin",
         Kind::Object(&[
             key("token", Kind::Secret, "bearer token for /admin; without it only loopback is answered"),
+            key("readToken", Kind::Secret, "bearer token that may look at /admin and /metrics, but not act"),
             key("recentRequests", Kind::Integer(0, 1_000_000), "requests whose story is kept after their end, default 4000"),
         ]),
         "operator access",

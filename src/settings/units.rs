@@ -11,6 +11,9 @@ use serde::Deserialize;
 #[serde(transparent)]
 pub struct Secret(Arc<str>);
 
+/// Characters of a secret of which four may be shown.
+const LONG_ENOUGH: usize = 16;
+
 impl Secret {
     /// Wraps a text.
     pub fn new(text: &str) -> Self {
@@ -20,6 +23,12 @@ impl Secret {
     /// The secret itself, for the one place that sends or compares it.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// The last four characters, by which operators tell keys apart; `None` where they would be too much of it.
+    pub fn tail(&self) -> Option<String> {
+        let letters = self.0.chars().count();
+        (letters >= LONG_ENOUGH).then(|| self.0.chars().skip(letters - 4).collect())
     }
 }
 

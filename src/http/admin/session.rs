@@ -1,0 +1,147 @@
+//! Sessions: a browser trades its token once for a cookie that no script can read and no other site can send. Nothing is
+//! kept of them here: the cookie says until when it holds, signed with a key made of the token. A new token ends them all.
+
+use std::time::{Duration, SystemTime};
+
+use actix_web::cookie::{Cookie, SameSite, time};
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::access::{Role, Way, check_token, enter, same_origin};
+use super::{Problem, Refused};
+use crate::http::{Gateway, reply};
+use crate::settings::Settings;
+
+const COOKIE: &str = "stagedoor_admin";
+/// How long a session holds.
+const LASTS: Duration = Duration::from_secs(12 * 3_600);
+
+/// What one has to know to enter.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Login {
+    /// The admin token, or the one that may only look.
+    token: String,
+}
+
+/// Who one is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Session {
+    /// What one may do.
+    role: Role,
+    /// By what one has entered.
+    way: Way,
+}
+
+/// Who the caller is.
+#[utoipa::path(get, path = "/admin/api/session", tag = "session", responses((status = 200, body = Session), (status = 401, body = Problem)))]
+pub(super) async fn show(request: HttpRequest) -> Result<HttpResponse, Refused> {
+    let visitor = enter(&request, false).await?;
+    Ok(HttpResponse::Ok().json(Session { role: visitor.role, way: visitor.way }))
+}
+
+/// Trades a token for a session cookie.
+#[utoipa::path(
+    post, path = "/admin/api/session", tag = "session", request_body = Login, security(()),
+    responses((status = 200, body = Session), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 429, body = Problem))
+)]
+pub(super) async fn begin(request: HttpRequest, body: web::Bytes) -> Result<HttpResponse, Refused> {
+    same_origin(&request)?;
+    let gateway = request.app_data::<std::rc::Rc<Gateway>>().cloned().ok_or_else(Refused::internal)?;
+    let Ok(Login { token }) = serde_json::from_slice(&body) else {
+        return Err(Refused::new(StatusCode::BAD_REQUEST, "the body is `{\"token\": \"...\"}`", "invalid_value"));
+    };
+    let role = check_token(&gateway, &token, request.peer_addr().map(|peer| peer.ip())).await?;
+    let ends = unix_seconds() + LASTS.as_secs();
+    let value = sealed(role, ends, &gateway.shared.settings).ok_or_else(Refused::internal)?;
+    let mut cookie = cookie(&request, value);
+    cookie.set_max_age(time::Duration::seconds(i64::try_from(LASTS.as_secs()).unwrap_or(i64::MAX)));
+    Ok(HttpResponse::Ok().cookie(cookie).json(Session { role, way: Way::Session }))
+}
+
+/// Ends the session.
+#[utoipa::path(delete, path = "/admin/api/session", tag = "session", security(()), responses((status = 204), (status = 403, body = Problem)))]
+pub(super) async fn end(request: HttpRequest) -> Result<HttpResponse, Refused> {
+    same_origin(&request)?;
+    let mut cookie = cookie(&request, String::new());
+    cookie.make_removal();
+    Ok(HttpResponse::NoContent().cookie(cookie).finish())
+}
+
+fn cookie(request: &HttpRequest, value: String) -> Cookie<'static> {
+    // Who speaks TLS in front of the gateway says so.
+    let is_encrypted = reply::text(request, "x-forwarded-proto").eq_ignore_ascii_case("https");
+    Cookie::build(COOKIE, value).path("/admin").http_only(true).same_site(SameSite::Strict).secure(is_encrypted).finish()
+}
+
+/// What the request's session may do, if it has one that holds.
+pub(super) fn role(request: &HttpRequest, settings: &Settings) -> Option<Role> {
+    let cookie = request.cookie(COOKIE)?;
+    opened(cookie.value(), settings, unix_seconds())
+}
+
+fn key(role: Role, settings: &Settings) -> Option<hmac::Key> {
+    let token = match role {
+        Role::Operator => settings.admin_token.as_ref()?,
+        Role::Reader => settings.read_token.as_ref()?,
+    };
+    let key = hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes());
+    // What signs sessions must sign nothing else.
+    Some(hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, b"stagedoor session").as_ref()))
+}
+
+/// `role.end.signature`.
+fn sealed(role: Role, ends: u64, settings: &Settings) -> Option<String> {
+    let text = format!("{}.{ends}", role.word());
+    let signature = hmac::sign(&key(role, settings)?, text.as_bytes());
+    Some(format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature)))
+}
+
+fn opened(value: &str, settings: &Settings, now: u64) -> Option<Role> {
+    let (text, signature) = value.rsplit_once('.')?;
+    let (role, ends) = text.split_once('.')?;
+    let role = [Role::Operator, Role::Reader].into_iter().find(|known| known.word() == role)?;
+    let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+    hmac::verify(&key(role, settings)?, text.as_bytes(), &signature).ok()?;
+    (ends.parse::<u64>().ok()? > now).then_some(role)
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn settings(token: &str) -> Settings {
+        let text = format!("admin: {{ token: {token}, readToken: look }}\nbackends: [{{ name: s, type: simulated }}]");
+        crate::settings::from_text("test", &text, &BTreeMap::new()).unwrap()
+    }
+
+    #[test]
+    fn a_session_holds_until_its_end_and_no_longer_than_its_token() {
+        let settings = settings("one");
+        let sealed = sealed(Role::Operator, 1_000, &settings).unwrap();
+        assert_eq!(opened(&sealed, &settings, 999), Some(Role::Operator));
+        assert_eq!(opened(&sealed, &settings, 1_000), None);
+        assert_eq!(opened(&sealed, &self::settings("two"), 999), None);
+    }
+
+    #[test]
+    fn a_session_cannot_be_made_into_another() {
+        let settings = settings("one");
+        let sealed = sealed(Role::Reader, 1_000, &settings).unwrap();
+        assert_eq!(opened(&sealed, &settings, 1), Some(Role::Reader));
+        for forged in [sealed.replace("reader", "operator"), sealed.replace("1000", "9000"), "operator.9.".into(), "".into()] {
+            assert_eq!(opened(&forged, &settings, 1), None, "{forged}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Monitor: one per process; asks the workers what they have counted, keeps the last hour of it, and makes the state that
+//! operators see. Once a second while anybody watches, else every half minute. Requests never wait for it.
+
+mod books;
+mod history;
+mod report;
+pub mod state;
+mod stories;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use actix::prelude::*;
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::actors::director::Director;
+use crate::actors::slots::Shared;
+use crate::actors::{AskState, AskStories, FindStories, ShardState, Snapshot};
+use crate::balance::Moment;
+use books::Books;
+use history::Past;
+use report::Sources;
+use state::{Condition, InFlight};
+pub use state::{History, State};
+pub use stories::{Requests, Steps, Told, newest};
+
+/// How often watchers are told.
+const TICK: Duration = Duration::from_secs(1);
+/// Requests in flight that watchers are told of.
+const WATCHED_FLIGHTS: usize = 100;
+/// Ended requests that watchers are told of.
+const WATCHED_STORIES: usize = 100;
+/// How often it may be told that requests are refused for want of room.
+const SHED_PAUSE: Duration = Duration::from_secs(60);
+
+/// The actor.
+pub struct Monitor {
+    shared: Arc<Shared>,
+    director: Addr<Director>,
+    /// What each worker has said last.
+    shards: BTreeMap<usize, ShardState>,
+    past: Past,
+    /// By backend: its condition, and since when.
+    conditions: Vec<(Condition, Moment)>,
+    shed: Shed,
+    ticks: Ticks,
+    is_asking: bool,
+}
+
+/// Where watchers wait for ticks.
+#[derive(Clone)]
+pub struct Ticks(Arc<watch::Sender<Tick>>);
+
+impl Ticks {
+    /// One more watcher; `None` if so many watch already.
+    pub fn watch(&self, most: usize) -> Option<watch::Receiver<Tick>> {
+        (self.0.receiver_count() < most).then(|| self.0.subscribe())
+    }
+}
+
+/// What was refused for want of room, and when it was told last.
+struct Shed {
+    count: u64,
+    told_at: Option<Moment>,
+}
+
+/// What watchers are told once a second; each gets the newest one when it can take it.
+#[derive(Debug, Clone, Default)]
+pub struct Tick {
+    /// An event with the state, written once for all of them.
+    pub state: Bytes,
+    /// An event with the requests in flight and the last ones that have ended.
+    pub requests: Bytes,
+}
+
+/// Ask for what watchers are told now.
+#[derive(Message)]
+#[rtype(result = "Tick")]
+pub struct AskTick;
+
+/// Ask for the state as it is now.
+#[derive(Message)]
+#[rtype(result = "Arc<Report>")]
+pub struct AskReport {
+    /// Most requests in flight that are told one by one.
+    pub flights: usize,
+}
+
+/// The state, and what goes with it.
+#[derive(Debug)]
+pub struct Report {
+    /// The state.
+    pub state: State,
+    /// Requests in flight, longest first.
+    pub in_flight: Vec<InFlight>,
+}
+
+/// Ask for the last hour.
+#[derive(Message)]
+#[rtype(result = "History")]
+pub struct AskHistory;
+
+impl Monitor {
+    /// Prepares the monitor, and where its ticks are seen.
+    pub fn new(shared: Arc<Shared>, director: Addr<Director>) -> (Self, Ticks) {
+        let ticks = Ticks(Arc::new(watch::Sender::new(Tick::default())));
+        let now = shared.clock.now();
+        let backends = shared.settings.backends.len();
+        let monitor = Self {
+            past: Past::new(Books::of(&shared.settings, &[]), now),
+            shared,
+            director,
+            shards: BTreeMap::new(),
+            conditions: vec![(Condition::Unknown, now); backends],
+            shed: Shed { count: 0, told_at: None },
+            ticks: ticks.clone(),
+            is_asking: false,
+        };
+        (monitor, ticks)
+    }
+
+    /// Asks every worker; what they say is taken in and made into a report.
+    fn ask(&self, flights: usize) -> impl ActorFuture<Self, Output = Report> + use<> {
+        let asked = self.director.send(AskState(Snapshot { flights }));
+        asked.into_actor(self).map(move |answers, monitor, _| monitor.take_in(answers.unwrap_or_default(), flights))
+    }
+
+    fn take_in(&mut self, answers: Vec<Result<ShardState, usize>>, flights: usize) -> Report {
+        let mut late = Vec::new();
+        for answer in answers {
+            match answer {
+                Ok(shard) => drop(self.shards.insert(shard.worker, shard)),
+                Err(worker) => late.push(worker),
+            }
+        }
+        let now = self.shared.clock.now();
+        let shards: Vec<&ShardState> = self.shards.values().collect();
+        let books = Books::of(&self.shared.settings, &shards);
+        let sources = Sources { shared: &self.shared, shards: &shards, books: &books, past: &self.past, now };
+        let findings = sources.findings();
+        for (known, finding) in self.conditions.iter_mut().zip(&findings) {
+            if known.0 != finding.condition {
+                *known = (finding.condition, now);
+            }
+        }
+        let since: Vec<Moment> = self.conditions.iter().map(|(_, since)| *since).collect();
+        let state = sources.state(findings, &since, late);
+        let in_flight = sources.in_flight(flights);
+        self.note_shed(books.gateway.shed, now);
+        if self.past.is_due(now) {
+            self.past.add(books, now, unix_seconds());
+        }
+        Report { state, in_flight }
+    }
+
+    /// Tells the journal when requests are refused for want of room, but not each time.
+    fn note_shed(&mut self, count: u64, now: Moment) {
+        let more = count.saturating_sub(self.shed.count);
+        if more > 0 && self.shed.told_at.is_none_or(|at| now.since(at) >= SHED_PAUSE) {
+            self.shed = Shed { count, told_at: Some(now) };
+            self.shared.journal.note("shed", None, None, format!("{more} requests were refused for want of room"));
+        }
+    }
+
+    /// Looks, if anybody watches or a frame is due.
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let is_watched = self.ticks.0.receiver_count() > 0;
+        if self.is_asking || !(is_watched || self.past.is_due(self.shared.clock.now())) {
+            return;
+        }
+        self.is_asking = true;
+        if !is_watched {
+            ctx.spawn(self.ask(0).map(|_, monitor, _| monitor.is_asking = false));
+            return;
+        }
+        ctx.spawn(self.look().map(|tick, monitor, _| {
+            monitor.is_asking = false;
+            monitor.ticks.0.send_replace(tick);
+        }));
+    }
+
+    /// Makes a tick.
+    fn look(&mut self) -> impl ActorFuture<Self, Output = Tick> + use<> {
+        let ask = AskStories { id: None, outcome: None, limit: WATCHED_STORIES };
+        let found = self.director.send(FindStories(ask)).into_actor(self);
+        let report = self.ask(WATCHED_FLIGHTS);
+        report.then(|report, _, _| {
+            found.map(move |found, _, _| {
+                let recent = newest(&found.unwrap_or_default(), WATCHED_STORIES);
+                let requests = Requests { in_flight: report.in_flight, recent };
+                Tick { state: event("state", &report.state), requests: event("requests", &requests) }
+            })
+        })
+    }
+}
+
+/// A server-sent event.
+fn event(name: &str, data: &impl Serialize) -> Bytes {
+    let mut written = format!("event: {name}\ndata: ").into_bytes();
+    // Neither of them holds what JSON cannot.
+    let _ = serde_json::to_writer(&mut written, data);
+    written.extend_from_slice(b"\n\n");
+    written.into()
+}
+
+impl Actor for Monitor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, Self::tick);
+    }
+}
+
+impl Handler<AskReport> for Monitor {
+    type Result = ResponseActFuture<Self, Arc<Report>>;
+
+    fn handle(&mut self, AskReport { flights }: AskReport, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.ask(flights).map(|report, _, _| Arc::new(report)))
+    }
+}
+
+impl Handler<AskTick> for Monitor {
+    type Result = ResponseActFuture<Self, Tick>;
+
+    fn handle(&mut self, _: AskTick, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.look())
+    }
+}
+
+impl Handler<AskHistory> for Monitor {
+    type Result = MessageResult<AskHistory>;
+
+    fn handle(&mut self, _: AskHistory, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.past.told(self.shared.settings.backends.iter().map(|backend| &*backend.name)))
+    }
+}
+
+/// Unix time.
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Resident memory of this process, where the system tells it.
+fn memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
