@@ -55,6 +55,7 @@ impl Worker {
             passthrough: None,
             touched: AtomicBool::new(false),
             repeatable: true,
+            insistent: false,
             conversation: None,
             trail: Arc::default(),
         })

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, unreachable_pub, reason = "tests, in modules of one crate")]
 #![expect(clippy::disallowed_methods, reason = "stand-ins and clients run on a runtime of their own")]
 
+mod admin;
 mod bad_input;
 mod chat;
 mod failures;

@@ -267,7 +267,7 @@ async fn a_hedge_that_fails_leaves_the_request_to_the_first_member() {
 #[tokio::test]
 async fn hedges_stay_within_their_share() {
     let gateway = Gateway::start(
-        "server: { workers: 1 }\nbackends:\n  - { name: slow, type: simulated, config: { firstToken: 30ms } }\n  \
+        "server: { port: 0, workers: 1 }\nbackends:\n  - { name: slow, type: simulated, config: { firstToken: 30ms } }\n  \
          - { name: other, type: simulated, config: { firstToken: 30ms } }\n  \
          - { name: p, type: pool, strategy: weighted, hedge: { after: 5ms, share: 0.1 }, backends: [ { name: slow }, { name: other } ] }\n",
     );
@@ -547,7 +547,7 @@ async fn a_job_waits_where_there_is_room_to_wait() {
         format!("  - {{ name: {name}, type: simulated, config: {{ firstToken: 300ms, maxConcurrent: 1, maxQueue: {queue} }} }}\n")
     };
     let gateway = Gateway::start(&format!(
-        "server: {{ workers: 1 }}\nbackends:\n{}{}{}",
+        "server: {{ port: 0, workers: 1 }}\nbackends:\n{}{}{}",
         member("a", 0),
         member("b", 16),
         pool("round-robin", "{ name: a }, { name: b }", "")

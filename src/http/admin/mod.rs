@@ -16,6 +16,7 @@ use actix_web::http::{StatusCode, header};
 use actix_web::middleware::DefaultHeaders;
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use utoipa::ToSchema;
 
 use super::{Gateway, act, get, only, reply};
@@ -158,6 +159,12 @@ struct Words {
     param: Option<String>,
     /// In a word.
     code: &'static str,
+}
+
+/// Reads a JSON object; serde alone would take a list for one.
+fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)?;
+    serde_json::from_value(fields.into())
 }
 
 fn not_found(message: &str) -> Refused {

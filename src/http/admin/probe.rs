@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::acts::Act;
-use super::{Problem, Refused, refuse};
+use super::{Problem, Refused, object, refuse};
 use crate::actors::{Dispatch, slots::Slots};
 use crate::attempt::{Answer, AnswerBody, Call, End, LiveBody};
 use crate::chat::Usage;
@@ -85,7 +85,7 @@ pub(super) async fn test(request: HttpRequest, body: web::Bytes) -> Result<HttpR
     let act = Act::begin(&request).await?;
     let prompt = match body.is_empty() {
         true => TestPrompt::default(),
-        false => serde_json::from_slice(&body).map_err(|error| {
+        false => object(&body).map_err(|error| {
             let words = format!("the body is an object with `prompt`, `model` and `stream`: {error}");
             refuse(StatusCode::BAD_REQUEST, &words, "invalid_value")
         })?,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::access::{Role, Way, check_token, enter, same_origin};
-use super::{Problem, Refused};
+use super::{Problem, Refused, object};
 use crate::http::{Gateway, reply};
 use crate::settings::Settings;
 
@@ -53,7 +53,7 @@ pub(super) async fn show(request: HttpRequest) -> Result<HttpResponse, Refused> 
 pub(super) async fn begin(request: HttpRequest, body: web::Bytes) -> Result<HttpResponse, Refused> {
     same_origin(&request)?;
     let gateway = request.app_data::<std::rc::Rc<Gateway>>().cloned().ok_or_else(Refused::internal)?;
-    let Ok(Login { token }) = serde_json::from_slice(&body) else {
+    let Ok(Login { token }) = object(&body) else {
         return Err(Refused::new(StatusCode::BAD_REQUEST, "the body is `{\"token\": \"...\"}`", "invalid_value"));
     };
     let role = check_token(&gateway, &token, request.peer_addr().map(|peer| peer.ip())).await?;
