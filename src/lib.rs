@@ -37,3 +37,4 @@ pub mod simulate;
 pub mod startup;
 pub mod story;
 pub mod telemetry;
+pub mod top;

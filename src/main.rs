@@ -1,12 +1,13 @@
-//! The command line: run, check, schema, simulate.
+//! The command line: run, check, schema, top, simulate.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use stagedoor::settings::{self, Simulated, SimulatedDialect};
+use stagedoor::settings::{self, Secret, Simulated, SimulatedDialect};
 use stagedoor::startup::Application;
+use stagedoor::top::{self, Source};
 use stagedoor::{simulate, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,6 +33,18 @@ enum Command {
     Check,
     /// Print the JSON Schema of the configuration.
     Schema,
+    /// Show the state of a running gateway in this terminal, live.
+    Top {
+        /// Address of the gateway; without it, the one that the configuration is of.
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+        /// Admin token, or one that may only look; without it, that of the configuration.
+        #[arg(long, env = "STAGEDOOR_ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+        token: Option<String>,
+        /// Print the state once and end.
+        #[arg(long)]
+        once: bool,
+    },
     /// Serve the simulated provider on a port of its own.
     Simulate {
         /// Wire format of the answers; default openai, or what the behaviour says.
@@ -54,6 +67,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Some(Command::Check) => check(arguments.config.as_deref()),
+        Some(Command::Top { url, token, once }) => show(arguments.config.as_deref(), url, token, once),
         Some(Command::Simulate { dialect, port, behaviour }) => serve_simulated(dialect.as_deref(), port, &behaviour),
         Some(Command::Run) | None => run(arguments.config.as_deref()),
     };
@@ -110,6 +124,18 @@ fn run(config: Option<&Path>) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+fn show(config: Option<&Path>, url: Option<String>, token: Option<String>, once: bool) -> anyhow::Result<()> {
+    let token = token.filter(|token| !token.is_empty()).map(|token| Secret::new(&token));
+    let source = match url {
+        Some(address) => Source { address, token },
+        None => {
+            let source = Source::of(&settings::load(config)?);
+            Source { token: token.or(source.token), ..source }
+        }
+    };
+    actix::System::new().block_on(top::run(source, once))
 }
 
 fn serve_simulated(dialect: Option<&str>, port: u16, behaviour: &str) -> anyhow::Result<()> {

@@ -81,19 +81,30 @@ pub fn from_text(source: &str, text: &str, environment: &BTreeMap<String, String
         return Err(SettingsError { source: source.into(), problems: findings.problems });
     }
     settings.source = source.to_owned();
-    settings.fingerprint = fingerprint(&merged);
+    settings.fingerprint = fingerprint(merged, &findings.secrets);
     settings.notes = findings.notes;
     Ok(settings)
 }
 
-/// SHA-256 of the merged document. Variables stand in it by name, so that it tells nothing of what they hold.
-fn fingerprint(merged: &Value) -> String {
+/// SHA-256 of the merged document without its secrets, so that nobody can try out what they may be. Variables stand in it by
+/// name.
+fn fingerprint(mut merged: Value, secrets: &[String]) -> String {
     use std::fmt::Write as _;
+    blank(&mut merged, secrets);
     let mut hex = String::with_capacity(64);
     for byte in Sha256::digest(merged.to_string()) {
         let _ = write!(hex, "{byte:02x}");
     }
     hex
+}
+
+fn blank(value: &mut Value, secrets: &[String]) {
+    match value {
+        Value::String(text) if secrets.contains(text) => text.clear(),
+        Value::Array(items) => items.iter_mut().for_each(|item| blank(item, secrets)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| blank(field, secrets)),
+        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// The parser's message without the notation of its own types.
@@ -144,4 +155,21 @@ pub fn simulated_from_json(text: &str, dialect: Option<&str>) -> Result<super::S
     let document = serde_json::json!({ "backends": [{ "name": "simulated", "type": "simulated", "config": config }] });
     let settings = from_text("behaviour", &document.to_string(), &BTreeMap::new()).map_err(|error| error.to_string())?;
     settings.backends[0].simulated.clone().ok_or_else(|| "the behaviour is empty".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_tells_configurations_apart_but_no_secrets() {
+        let of = |token: &str, port: u16, variable: &str| {
+            let text =
+                format!("admin: {{ token: {token} }}\nserver: {{ port: {port} }}\nbackends: [{{ name: s, type: simulated }}]");
+            let environment = BTreeMap::from([("STAGEDOOR__ADMIN__READTOKEN".to_owned(), variable.to_owned())]);
+            from_text("test", &text, &environment).unwrap().fingerprint
+        };
+        assert_eq!(of("one", 1, "look"), of("two", 1, "peek"));
+        assert_ne!(of("one", 1, "look"), of("one", 2, "look"));
+    }
 }

@@ -31,6 +31,8 @@ pub(super) struct Findings {
     pub problems: Vec<Problem>,
     /// Things left out on purpose, one line each.
     pub notes: Vec<String>,
+    /// What stands in the document itself where a secret is expected.
+    pub secrets: Vec<String>,
 }
 
 impl Findings {
@@ -249,6 +251,9 @@ impl Walker<'_> {
     }
 
     fn scalar(&mut self, value: &Value, kind: &Kind, path: &str) -> Option<Value> {
+        if matches!(kind, Kind::Secret) {
+            self.findings.secrets.extend(value.as_str().map(str::to_owned));
+        }
         let text = match self.text(value) {
             Ok(Some(text)) => text,
             Ok(None) => return self.wrong(path, "a single value is expected", value),

@@ -1,0 +1,362 @@
+//! The screen: pure drawing of what was fetched.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style, Stylize as _};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, Widget, Wrap};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::client::Fetched;
+
+/// Requests in flight, and events, that are shown at most.
+const LISTED: usize = 8;
+/// From worst to best; what is not known is no good news.
+const CONDITIONS: [&str; 8] = ["failed", "open", "half-open", "starting", "ailing", "drained", "unknown", "well"];
+
+/// What is shown.
+pub(super) struct View {
+    address: String,
+    fetched: Option<(Fetched, Instant)>,
+    /// Why the last fetch brought nothing.
+    problem: Option<String>,
+    first_row: usize,
+    paused: bool,
+}
+
+impl View {
+    pub(super) fn new(address: &str) -> Self {
+        Self { address: address.to_owned(), fetched: None, problem: None, first_row: 0, paused: false }
+    }
+
+    pub(super) fn take(&mut self, fetched: Result<Fetched, String>) {
+        match fetched {
+            Ok(fetched) => {
+                self.fetched = Some((fetched, Instant::now()));
+                self.problem = None;
+            }
+            Err(problem) => self.problem = Some(problem),
+        }
+    }
+
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    pub(super) fn scroll(&mut self, rows: i32) {
+        let last = self.backends().len().saturating_sub(1);
+        let moved = i64::try_from(self.first_row).unwrap_or(0) + i64::from(rows);
+        self.first_row = usize::try_from(moved.max(0)).unwrap_or(0).min(last);
+    }
+
+    pub(super) fn pause(&mut self) {
+        self.paused = !self.paused;
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    fn state(&self) -> &Value {
+        self.fetched.as_ref().map_or(&Value::Null, |(fetched, _)| &fetched.state)
+    }
+
+    fn requests(&self) -> &Value {
+        self.fetched.as_ref().map_or(&Value::Null, |(fetched, _)| &fetched.requests)
+    }
+
+    /// Backends, worst first.
+    fn backends(&self) -> Vec<&Value> {
+        let mut backends: Vec<&Value> = self.state()["backends"].as_array().into_iter().flatten().collect();
+        let rank = |backend: &Value| CONDITIONS.iter().position(|known| backend["condition"] == **known).unwrap_or(0);
+        backends.sort_by_key(|backend| rank(backend));
+        backends
+    }
+
+    /// Whether what is shown is not the present.
+    fn is_stale(&self) -> bool {
+        self.problem.is_some() || self.paused
+    }
+}
+
+/// Draws a view.
+pub(super) struct Screen<'v>(pub(super) &'v View);
+
+impl Widget for Screen<'_> {
+    fn render(self, area: Rect, buffer: &mut Buffer) {
+        let view = self.0;
+        let flights = rows_of(&view.requests()["in_flight"]);
+        let events = rows_of(&view.state()["events"]);
+        let rows = [Constraint::Length(4), Constraint::Min(5), Constraint::Length(flights + 2), Constraint::Length(events + 1)];
+        let [head, backends, in_flight, journal] = Layout::vertical(rows).areas(area);
+        head_of(view).render(head, buffer);
+        backends_of(view, backends.height).render(backends, buffer);
+        in_flight_of(view).render(in_flight, buffer);
+        journal_of(view).render(journal, buffer);
+    }
+}
+
+fn rows_of(list: &Value) -> u16 {
+    u16::try_from(list.as_array().map_or(0, Vec::len).clamp(1, LISTED)).unwrap_or(1)
+}
+
+fn head_of(view: &View) -> Paragraph<'_> {
+    let state = view.state();
+    let verdict = &state["verdict"];
+    let level = text(&verdict["level"]);
+    let color = match level {
+        _ if view.is_stale() => Color::DarkGray,
+        "serving" => Color::Green,
+        "degraded" | "draining" => Color::Yellow,
+        "failing" | "down" => Color::Red,
+        _ => Color::Gray,
+    };
+    let said = Line::from(vec![
+        Span::styled(format!(" {} ", level.to_uppercase()), Style::new().fg(Color::Black).bg(color).add_modifier(Modifier::BOLD)),
+        Span::raw(" "),
+        Span::styled(text(&verdict["words"]), Style::new().add_modifier(Modifier::BOLD)),
+    ]);
+    let facts = format!(
+        "up {}  {:.1} requests/s  {} open  {} connections  memory {}  bodies {}  {} {}  configuration {}",
+        span(state["uptime_seconds"].as_f64()),
+        verdict["requests_per_second"].as_f64().unwrap_or(0.0),
+        count(&state["open_requests"]),
+        count(&state["connections"]),
+        bytes(&state["memory_bytes"]),
+        bytes(&state["body_bytes"]),
+        text(&state["version"]),
+        text(&state["build"]),
+        text(&state["configuration"]["sha256"]).get(..8).unwrap_or("-"),
+    );
+    let age = view.fetched.as_ref().map_or(0, |(_, at)| at.elapsed().as_secs());
+    let live = match (&view.problem, view.paused) {
+        (Some(problem), _) => Line::from(format!("NOT LIVE: last state {age} s ago; {problem}")).red().bold(),
+        (None, true) => Line::from("paused; p goes on").yellow(),
+        (None, false) => Line::from(format!("{}   q quits, p pauses, arrows scroll", view.address)).dark_gray(),
+    };
+    Paragraph::new(vec![said, Line::from(facts), live]).wrap(Wrap { trim: true })
+}
+
+fn backends_of(view: &View, height: u16) -> Table<'_> {
+    let header = [
+        "backend",
+        "condition",
+        "why",
+        "since",
+        "until",
+        "share",
+        "flight",
+        "queue",
+        "p50",
+        "p99",
+        "tok/s",
+        "errors",
+        "restarts",
+    ];
+    let backends = view.backends();
+    let shown =
+        backends.iter().skip(view.first_row).take(usize::from(height)).map(|backend| backend_row(backend, view.is_stale()));
+    let widths = [
+        Constraint::Fill(2),
+        Constraint::Length(9),
+        Constraint::Fill(3),
+        Constraint::Length(6),
+        Constraint::Length(6),
+        Constraint::Length(9),
+        Constraint::Length(8),
+        Constraint::Length(5),
+        Constraint::Length(7),
+        Constraint::Length(7),
+        Constraint::Length(7),
+        Constraint::Length(10),
+        Constraint::Length(8),
+    ];
+    let title = format!(" {} backends, {} down ", backends.len(), count(&view.state()["verdict"]["backends_down"]));
+    Table::new(shown, widths).header(Row::new(header).dark_gray()).block(Block::new().borders(Borders::TOP).title(title))
+}
+
+fn backend_row(backend: &Value, is_stale: bool) -> Row<'_> {
+    let condition = text(&backend["condition"]);
+    let color = match condition {
+        _ if is_stale => Color::DarkGray,
+        "well" => Color::Green,
+        "ailing" | "starting" | "half-open" => Color::Yellow,
+        "open" | "failed" => Color::Red,
+        "drained" => Color::Blue,
+        _ => Color::Gray,
+    };
+    let recent = &backend["recent"];
+    let share = &backend["shares"][0];
+    let percent = |value: &Value| value.as_f64().map_or("-".to_owned(), |share| format!("{:.0}", share * 100.0));
+    let limit = backend["permits"]["limit"].as_u64().map_or(String::new(), |limit| format!("/{limit}"));
+    let failed: u64 = recent["failures"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
+    let cells = [
+        Cell::from(text(&backend["name"])),
+        Cell::from(condition).style(Style::new().fg(color).add_modifier(Modifier::BOLD)),
+        Cell::from(text(&backend["reason"])),
+        Cell::from(span(backend["since_seconds"].as_f64())),
+        Cell::from(backend["until_seconds"].as_f64().map_or("-".to_owned(), |until| span(Some(until)))),
+        Cell::from(if share.is_null() {
+            "-".to_owned()
+        } else {
+            format!("{}/{} %", percent(&share["now"]), percent(&share["expected"]))
+        }),
+        Cell::from(format!("{}{limit}", count(&backend["permits"]["used"]))),
+        Cell::from(count(&backend["queued"])),
+        Cell::from(span(recent["first_content_seconds"]["p50"].as_f64())),
+        Cell::from(span(recent["first_content_seconds"]["p99"].as_f64())),
+        Cell::from(format!("{:.1}", recent["tokens_per_second"].as_f64().unwrap_or(0.0))),
+        Cell::from(format!("{failed}/{}", count(&recent["attempts"]))),
+        Cell::from(count(&backend["restarts"])),
+    ];
+    Row::new(cells)
+}
+
+fn in_flight_of(view: &View) -> Table<'_> {
+    let flights = view.requests()["in_flight"].as_array();
+    let rows = flights.into_iter().flatten().take(LISTED).map(|flight| {
+        Row::new([
+            text(&flight["id"]).to_owned(),
+            span(flight["age_seconds"].as_f64()),
+            text(&flight["phase"]).to_owned(),
+            text(&flight["backend"]).to_owned(),
+            text(&flight["model"]).to_owned(),
+            count(&flight["attempt"]),
+            count(&flight["content_events"]),
+            flight["content_events_per_second"].as_f64().map_or("-".to_owned(), |pace| format!("{pace:.1}")),
+        ])
+    });
+    let widths = [
+        Constraint::Length(38),
+        Constraint::Length(7),
+        Constraint::Length(9),
+        Constraint::Fill(1),
+        Constraint::Fill(1),
+        Constraint::Length(4),
+        Constraint::Length(7),
+        Constraint::Length(7),
+    ];
+    let title = format!(" {} in flight, longest first ", flights.map_or(0, Vec::len));
+    Table::new(rows, widths)
+        .header(Row::new(["request", "age", "phase", "backend", "model", "try", "tokens", "tok/s"]).dark_gray())
+        .block(Block::new().borders(Borders::TOP).title(title))
+}
+
+fn journal_of(view: &View) -> Paragraph<'_> {
+    let events = view.state()["events"].as_array();
+    let lines = events.into_iter().flatten().rev().take(LISTED).map(|event| {
+        let ago = view.state()["at"].as_f64().zip(event["at"].as_f64()).map(|(now, at)| now - at);
+        let whom = [&event["backend"], &event["model"]].map(text).join(" ");
+        Line::from(vec![
+            Span::styled(format!("{:>7} ago  ", span(ago)), Style::new().fg(Color::DarkGray)),
+            Span::styled(format!("{:<15} ", text(&event["kind"])), Style::new().add_modifier(Modifier::BOLD)),
+            Span::raw(format!("{whom}  {}", text(&event["words"]))),
+        ])
+    });
+    Paragraph::new(lines.collect::<Vec<_>>()).block(Block::new().borders(Borders::TOP).title(" events, the last one first "))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn count(value: &Value) -> String {
+    value.as_u64().map_or("-".to_owned(), |count| count.to_string())
+}
+
+/// A time in at most six letters.
+fn span(seconds: Option<f64>) -> String {
+    match seconds {
+        None => "-".to_owned(),
+        Some(seconds) if seconds < 1.0 => format!("{:.0} ms", seconds * 1e3),
+        Some(seconds) if seconds < 10.0 => format!("{seconds:.1} s"),
+        Some(seconds) if seconds < 120.0 => format!("{seconds:.0} s"),
+        Some(seconds) if seconds < 7_200.0 => format!("{:.0} min", seconds / 60.0),
+        Some(seconds) if seconds < 172_800.0 => format!("{:.0} h", seconds / 3_600.0),
+        Some(seconds) => format!("{:.0} d", seconds / 86_400.0),
+    }
+}
+
+fn bytes(value: &Value) -> String {
+    match value.as_f64() {
+        None => "-".to_owned(),
+        Some(bytes) if bytes < 1e4 => format!("{bytes:.0} B"),
+        Some(bytes) if bytes < 1e7 => format!("{:.0} KiB", bytes / 1024.0),
+        Some(bytes) => format!("{:.1} MiB", bytes / 1_048_576.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn drawn(view: &View, width: u16, height: u16) -> String {
+        let area = Rect::new(0, 0, width, height);
+        let mut buffer = Buffer::empty(area);
+        Screen(view).render(area, &mut buffer);
+        let line = |row| (0..width).map(|column| buffer[(column, row)].symbol()).collect::<String>();
+        (0..height).map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    fn view() -> View {
+        let backend = |name: &str, condition: &str| {
+            json!({ "name": name, "condition": condition, "reason": "because", "since_seconds": 3.0, "until_seconds": 65.0,
+                "permits": { "used": 2, "limit": 3 }, "queued": 1, "restarts": 4, "shares": [{ "now": 0.25, "expected": 0.5 }],
+                "recent": { "attempts": 9, "failures": { "server": 2 }, "first_content_seconds": { "p50": 0.12, "p99": null }, "tokens_per_second": 55.5 } })
+        };
+        let state = json!({
+            "at": 100.0, "verdict": { "level": "degraded", "words": "Clients are being served.", "backends_down": 1 },
+            "backends": [backend("good-one", "well"), backend("bad-one", "open"), backend("odd-one", "unknown")],
+            "events": [{ "at": 88.0, "kind": "circuit-open", "backend": "bad-one", "words": "server, 5 in a row" }],
+        });
+        let requests = json!({ "in_flight": [{ "id": "req_1", "age_seconds": 75.0, "phase": "streaming", "attempt": 1, "content_events": 7 }] });
+        let mut view = View::new("http://gateway");
+        view.take(Ok(Fetched { state, requests }));
+        view
+    }
+
+    #[test]
+    fn the_worst_backend_comes_first_with_why_and_until_when() {
+        let screen = drawn(&view(), 140, 24);
+        let place = |name: &str| screen.find(name).unwrap_or_else(|| panic!("{name}: {screen}"));
+        assert!(place("bad-one") < place("odd-one") && place("odd-one") < place("good-one"), "{screen}");
+        for part in [
+            "DEGRADED",
+            "Clients are being served.",
+            "because",
+            "65 s",
+            "25/50 %",
+            "2/3",
+            "120 ms",
+            "2/9",
+            "req_1",
+            "75 s",
+            "12 s ago",
+        ] {
+            assert!(screen.contains(part), "{part}: {screen}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_live_says_so() {
+        let mut view = view();
+        view.take(Err("no answer".into()));
+        assert!(drawn(&view, 140, 24).contains("NOT LIVE: last state 0 s ago; no answer"));
+    }
+
+    #[test]
+    fn a_small_terminal_or_an_empty_state_is_no_trouble() {
+        for (width, height) in [(0, 0), (1, 1), (20, 3), (80, 10)] {
+            drawn(&view(), width, height);
+            drawn(&View::new("x"), width, height);
+        }
+        let mut view = view();
+        for rows in [-1, 1, i32::MAX, i32::MIN] {
+            view.scroll(rows);
+            drawn(&view, 80, 24);
+        }
+    }
+}
