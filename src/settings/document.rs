@@ -341,11 +341,39 @@ pub(super) struct Route {
 pub struct Telemetry {
     pub logs: Logs,
     pub access_log: bool,
+    pub otlp: Option<Otlp>,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { logs: Logs::default(), access_log: true }
+        Self { logs: Logs::default(), access_log: true, otlp: None }
+    }
+}
+
+/// `telemetry.otlp`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Otlp {
+    pub endpoint: String,
+    pub headers: BTreeMap<String, Secret>,
+    pub interval: Duration,
+    pub sample_ratio: f64,
+    pub service_name: String,
+    pub traces: bool,
+    pub metrics: bool,
+}
+
+impl Default for Otlp {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            headers: BTreeMap::new(),
+            interval: Duration::from_secs(10),
+            sample_ratio: 1.0,
+            service_name: "stagedoor".into(),
+            traces: true,
+            metrics: true,
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use actix_http::header::HeaderValue;
 
 pub use credential::{AuthorizedUser, GoogleCredential, ServiceAccount, SigningKey};
-pub use document::{Affinity, Fault, Hedge, Logs, Parking, Server, Simulated, SimulatedDialect, Telemetry};
+pub use document::{Affinity, Fault, Hedge, Logs, Otlp, Parking, Server, Simulated, SimulatedDialect, Telemetry};
 pub use families::family_of;
 pub use google::{ImageHost, ImageUrls, Vertex};
 pub use load::{DEFAULT_FILE, from_text, load, simulated_from_json};
@@ -84,7 +84,7 @@ pub struct Settings {
     pub pools: Vec<Arc<Pool>>,
     /// Routes in matching order; without any configured: standard paths by model.
     pub routes: Option<Vec<Route>>,
-    /// Logs.
+    /// Logs, traces and metrics.
     pub telemetry: Telemetry,
     /// What was left out or looks unintended, one line each.
     pub notes: Vec<String>,

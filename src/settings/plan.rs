@@ -8,8 +8,9 @@ use std::time::Duration;
 use actix_http::header::HeaderValue;
 use sha2::{Digest, Sha256};
 
-use super::document::{self, Auth, Config, Document, Entry, Route as RouteEntry};
+use super::document::{self, Auth, Config, Document, Entry, Otlp, Route as RouteEntry};
 use super::schema::FAULTS;
+use super::units::Secret;
 use super::walk::{Findings, nearest};
 use super::{
     Backend, BackendType, Child, ClientKey, Group, ImageUrls, Node, PathMatch, Pool, Route, Settings, Strategy, Timeouts,
@@ -69,6 +70,10 @@ pub(super) fn plan(
     }
     if document.telemetry.logs.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
         findings.problem("telemetry.logs.level", format!("`{}` is neither a level nor a filter", document.telemetry.logs.level));
+    }
+
+    if let Some(otlp) = &document.telemetry.otlp {
+        check_otlp(otlp, findings);
     }
 
     Settings {
@@ -269,14 +274,31 @@ fn check_credential(config: &Config, path: &str, findings: &mut Findings) {
     }
 }
 
-fn check_headers(config: &Config, path: &str, findings: &mut Findings) {
-    for (name, value) in &config.headers {
+/// Shortest time between two pushes.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
+fn check_otlp(otlp: &Otlp, findings: &mut Findings) {
+    check_header_map(&otlp.headers, "telemetry.otlp", findings);
+    if otlp.interval < SHORTEST_INTERVAL {
+        findings.problem("telemetry.otlp.interval", format!("the shortest interval is {SHORTEST_INTERVAL:?}"));
+    }
+    if !otlp.traces && !otlp.metrics {
+        findings.notes.push("telemetry.otlp: nothing is exported, since both traces and metrics are off".to_owned());
+    }
+}
+
+fn check_header_map(headers: &BTreeMap<String, Secret>, path: &str, findings: &mut Findings) {
+    for (name, value) in headers {
         let valid = actix_http::header::HeaderName::try_from(name.as_str()).is_ok()
             && actix_http::header::HeaderValue::from_str(value.expose()).is_ok();
         if !valid {
             findings.problem(&format!("{path}.headers.{name}"), "this is not a valid header");
         }
     }
+}
+
+fn check_headers(config: &Config, path: &str, findings: &mut Findings) {
+    check_header_map(&config.headers, path, findings);
     for (name, value) in [("orgId", &config.org_id), ("project", &config.project), ("apiVersion", &config.api_version)] {
         if value.as_ref().is_some_and(|value| !value.bytes().all(|b| (0x21..0x7f).contains(&b))) {
             findings.problem(&format!("{path}.{name}"), "only visible ASCII characters can be sent");

@@ -90,7 +90,7 @@ pub const DOCUMENT: Kind = Kind::Object(&[
     ),
     required("backends", Kind::List(&Kind::Backend), "upstream accounts and pools"),
     key("routes", Kind::List(&Kind::Object(ROUTE)), "which path goes to which backend; absent: by model"),
-    key("telemetry", Kind::Object(TELEMETRY), "logs"),
+    key("telemetry", Kind::Object(TELEMETRY), "logs, traces and metrics"),
     key("catalogue", Kind::Map(&Kind::Object(MODEL)), "facts of models by `type/id`, before the built-in ones"),
 ]);
 
@@ -152,6 +152,17 @@ const TELEMETRY: &[Key] = &[
         "log lines on standard output",
     ),
     key("accessLog", Kind::Bool, "one line per request, default true"),
+    key("otlp", Kind::Object(OTLP), "traces and metrics for an OpenTelemetry collector; absent: none"),
+];
+
+const OTLP: &[Key] = &[
+    required("endpoint", Kind::Url, "the collector's OTLP/HTTP address without /v1/traces and /v1/metrics"),
+    key("headers", Kind::Map(&Kind::Secret), "extra headers sent to the collector"),
+    key("interval", Kind::Duration, "time between pushes, at least 100ms, default 10s; spans wait 5s at most"),
+    key("sampleRatio", Kind::Number(0.0, 1.0), "share of traces that begin here and are kept, default 1"),
+    key("serviceName", Kind::Text, "service.name, default stagedoor"),
+    key("traces", Kind::Bool, "a span for each request and each try, default true"),
+    key("metrics", Kind::Bool, "durations, tokens and times to first token, default true"),
 ];
 
 /// Backend types, in the order they are documented.

@@ -158,6 +158,20 @@ fn each_mistake_is_reported_with_its_path_its_reason_and_the_nearest_valid_word(
         (format!("{TWO}server: {{ maxBody: 3 parsecs }}\n"), &["server.maxBody", "3 parsecs"]),
         (format!("{TWO}server: {{ host: 0.0.0.0 }}\n"), &["auth", "0.0.0.0", "auth: none"]),
         (format!("{TWO}telemetry: {{ accessLog: perhaps }}\n"), &["telemetry.accessLog", "`perhaps`"]),
+        (format!("{TWO}telemetry: {{ otlp: {{}} }}\n"), &["telemetry.otlp.endpoint", "required"]),
+        (format!("{TWO}telemetry: {{ otlp: {{ endpoint: localhost:4318 }} }}\n"), &["telemetry.otlp.endpoint", "http://"]),
+        (
+            format!("{TWO}telemetry: {{ otlp: {{ endpoint: 'http://c', interval: 1ms }} }}\n"),
+            &["telemetry.otlp.interval", "100ms"],
+        ),
+        (
+            format!("{TWO}telemetry: {{ otlp: {{ endpoint: 'http://c', sampleRatio: 2 }} }}\n"),
+            &["telemetry.otlp.sampleRatio", "`2`"],
+        ),
+        (
+            format!("{TWO}telemetry: {{ otlp: {{ endpoint: 'http://c', headers: {{ 'a b': c }} }} }}\n"),
+            &["telemetry.otlp.headers.a b", "header"],
+        ),
         (format!("{TWO}routes: [{{ name: r, path: /x, backend: twoo }}]\n"), &["routes[r].backend", "`twoo`", "`two`"]),
         (format!("{TWO}routes: [{{ name: r, path: x, backend: one }}]\n"), &["routes[r].path"]),
         (format!("{TWO}routes: [{{ name: r, path: /x }}]\n"), &["routes[r].backend", "required"]),
