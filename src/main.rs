@@ -101,7 +101,7 @@ fn check(config: Option<&Path>) -> anyhow::Result<()> {
 
 fn run(config: Option<&Path>) -> anyhow::Result<()> {
     let settings = settings::load(config)?;
-    let _guard = telemetry::init(&settings.telemetry);
+    let telemetry = telemetry::init(&settings)?;
     actix::System::new().block_on(async move {
         let application = Application::start(settings)?;
         let stopper = application.stopper();
@@ -122,8 +122,10 @@ fn run(config: Option<&Path>) -> anyhow::Result<()> {
             _ = terminate.recv() => anyhow::bail!("stopped at once by a second signal"),
             _ = interrupt.recv() => anyhow::bail!("stopped at once by a second signal"),
         }
-        Ok(())
-    })
+        anyhow::Ok(())
+    })?;
+    telemetry.flush();
+    Ok(())
 }
 
 fn show(config: Option<&Path>, url: Option<String>, token: Option<String>, once: bool) -> anyhow::Result<()> {

@@ -24,6 +24,7 @@ use crate::chat::{Failure, FailureClass, Keepsake, Phase, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
 use crate::story::TryEnd;
+use crate::telemetry::otlp;
 
 /// Why the gateway itself ends a flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -638,6 +639,32 @@ impl Flight {
             first_content_seconds = first_content.map(|after| after.as_secs_f64()),
             "gen_ai.usage.input_tokens" = usage.map(|usage| usage.prompt_tokens),
             "gen_ai.usage.output_tokens" = usage.map(|usage| usage.completion_tokens),
+        );
+        if otlp::traces() {
+            tracing::record_all!(
+                self.span.borrow(),
+                absorbed = self.absorbed.get(),
+                usage_estimated = usage.is_some_and(|usage| usage.estimated),
+                "gen_ai.operation.name" = self.call.endpoint.word(),
+                "gen_ai.request.stream" = self.stream,
+            );
+        }
+    }
+
+    /// Puts the status of the reply on the present try's span.
+    pub fn trace_status(&self, status: u16) {
+        self.span.borrow().record("status", status);
+    }
+
+    /// Puts a failure on the present try's span, also where it is followed by another try and counts for nothing.
+    pub fn trace_failure(&self, failure: &Failure) {
+        tracing::record_all!(
+            self.span.borrow(),
+            outcome = "failed",
+            class = failure.class.word(),
+            status = failure.status,
+            "gen_ai.operation.name" = self.call.endpoint.word(),
+            "gen_ai.request.stream" = self.stream,
         );
     }
 }

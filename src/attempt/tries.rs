@@ -22,6 +22,7 @@ use super::{Station, redact};
 use crate::balance::back_off;
 use crate::chat::{Endpoint, Failure, FailureClass, Phase, Retry};
 use crate::dialect::Ask;
+use crate::telemetry::otlp;
 
 /// A rate limit's delay up to this is waited for at the same backend.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
@@ -74,6 +75,9 @@ pub async fn work(
         let failure = redact(backend, station.minter.as_deref(), failure);
         if let Some(flight) = flight {
             flight.within_span(|| log_failure(&failure));
+            if otlp::traces() {
+                flight.trace_failure(&failure);
+            }
         }
         let retry = failure.class.verdict().retry_here;
         let at_once = retry == Retry::OnceAtOnce && !resent && !is_gone(call, ledger) && is_resendable(call, ledger);
@@ -153,6 +157,12 @@ fn attempt_span(station: &Station, call: &Call, model: &str, number: u32) -> Spa
         first_content_seconds = Empty,
         "gen_ai.usage.input_tokens" = Empty,
         "gen_ai.usage.output_tokens" = Empty,
+        // Only traces show these.
+        status = Empty,
+        absorbed = Empty,
+        usage_estimated = Empty,
+        "gen_ai.operation.name" = Empty,
+        "gen_ai.request.stream" = Empty,
     )
 }
 
@@ -235,6 +245,9 @@ async fn one_try(
     let incoming = send(station, request, ledger, head_ends).await?;
     if let Some(flight) = flight {
         flight.note_head();
+        if otlp::traces() {
+            flight.trace_status(incoming.status().as_u16());
+        }
     }
 
     let head = Head { call, model, station, attempts: ledger.attempts, dropped };

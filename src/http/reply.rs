@@ -25,6 +25,7 @@ use crate::dialect::openai::error_event;
 use crate::error::GatewayError;
 use crate::settings::{Backend, Route};
 use crate::story::Story;
+use crate::telemetry::{Ended, Meters, otlp};
 
 const X_BACKEND: HeaderName = HeaderName::from_static("x-stagedoor-backend");
 const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-stagedoor-attempts");
@@ -191,6 +192,44 @@ impl RequestLog {
         }
     }
 
+    /// Records what only traces show; after the access-log line, which so looks the same with and without them.
+    fn trace(&self, usage: &Usage) {
+        let is_absorbed = self.outcome == "served" && self.call.as_ref().is_some_and(|call| !call.trail.failures().is_empty());
+        tracing::record_all!(
+            self.span,
+            absorbed = is_absorbed,
+            usage_estimated = usage.estimated,
+            "gen_ai.request.stream" = self.call.as_ref().is_some_and(|call| call.is_stream()),
+            "gen_ai.usage.cache_read.input_tokens" = usage.cached_tokens,
+            "gen_ai.usage.reasoning.output_tokens" = usage.reasoning_tokens,
+        );
+        if self.model.is_none()
+            && let Some(model) = self.asked_model()
+        {
+            self.span.record("gen_ai.request.model", model);
+        }
+    }
+
+    fn measure(&self, meters: &Meters, operation: &'static str, duration: Duration) {
+        meters.record(&Ended {
+            operation,
+            stream: self.call.as_ref().is_some_and(|call| call.is_stream()),
+            backend: self.backend.as_deref(),
+            pool: self.pool.as_deref(),
+            model: self.model.as_deref().or_else(|| self.asked_model()),
+            outcome: self.outcome,
+            class: self.class,
+            duration,
+            first_content: self.first_content,
+            usage: self.usage,
+        });
+    }
+
+    /// The model that the client named, where it is no longer than a model's name.
+    fn asked_model(&self) -> Option<&str> {
+        self.call.as_ref()?.requested_model().filter(|model| model.len() <= 128)
+    }
+
     /// What remains of the request.
     fn story(&mut self, duration: Duration) -> Option<Story> {
         let call = self.call.take()?;
@@ -250,6 +289,12 @@ impl Drop for RequestLog {
             let seconds = duration.as_secs_f64();
             let tried = self.tried();
             self.span.in_scope(|| tracing::info!(target: "access", seconds, usage_estimated = usage.estimated, tried, "request"));
+        }
+        if otlp::traces() {
+            self.trace(&usage);
+        }
+        if let (Some(meters), Some(operation)) = (otlp::meters(), self.operation) {
+            self.measure(meters, operation, duration);
         }
         if let Some(open) = self.open {
             let gateway = Rc::clone(&self.gateway);

@@ -11,6 +11,8 @@ use tracing::Span;
 use tracing::field::Empty;
 use tracing_actix_web::RootSpanBuilder;
 
+use crate::telemetry::otlp;
+
 /// Longest request id that is taken over from a client.
 const ID_LIMIT: usize = 128;
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -25,6 +27,7 @@ pub struct RequestSpan;
 impl RootSpanBuilder for RequestSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
         let id = request_id(request.headers().get(&X_REQUEST_ID));
+        let _trace = otlp::join_trace(|name| request.headers().get(name)?.to_str().ok());
         let span = tracing::info_span!(
             "request",
             request_id = &*id,
@@ -44,6 +47,12 @@ impl RootSpanBuilder for RequestSpan {
             cost_usd = Empty,
             attempts = Empty,
             first_content_seconds = Empty,
+            // Only traces show these.
+            absorbed = Empty,
+            usage_estimated = Empty,
+            "gen_ai.request.stream" = Empty,
+            "gen_ai.usage.cache_read.input_tokens" = Empty,
+            "gen_ai.usage.reasoning.output_tokens" = Empty,
         );
         request.extensions_mut().insert(RequestId(id));
         span

@@ -1,9 +1,17 @@
-//! Logs: the subscriber, and every span name and field in one place.
+//! Logs, traces and metrics: the subscriber, and what is exported over OTLP ([`otlp`]).
 //!
 //! Span fields are kept as JSON fragments: recording one appends to a string, so that a request costs no parse.
 
-use std::fmt;
+mod conventions;
+mod export;
+mod meters;
+pub mod otlp;
 
+use std::fmt;
+use std::mem::ManuallyDrop;
+
+use opentelemetry_otlp::ExporterBuildError;
+use opentelemetry_sdk::trace::SdkTracer;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::WorkerGuard;
@@ -15,13 +23,44 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::settings::Telemetry;
+pub use meters::{Ended, Meters};
+
+use crate::settings::Settings;
+use otlp::Exporters;
 
 /// Lines that may wait to be written; memory for them is set aside at once.
 const LINES: usize = 8_192;
 
-/// Installs the subscriber; lines are written by a thread of their own until the guard is dropped.
-pub fn init(settings: &Telemetry) -> WorkerGuard {
+/// Why telemetry cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// An exporter cannot be built.
+    #[error("telemetry.otlp cannot be set up")]
+    Otlp(#[from] ExporterBuildError),
+}
+
+/// Telemetry at work.
+pub struct Telemetry {
+    /// Never dropped: providers push once more then, and wait for it, also where the process must end at once.
+    exporters: ManuallyDrop<Exporters>,
+    /// Writes what is left of the lines when it is dropped.
+    _lines: WorkerGuard,
+}
+
+impl Telemetry {
+    /// Pushes the last spans and measures to the collector, for two seconds at most; blocks this thread.
+    pub fn flush(&self) {
+        self.exporters.flush();
+    }
+}
+
+/// Installs the subscriber and starts the exporters; lines are written by a thread of their own until the value is dropped.
+///
+/// # Errors
+/// An exporter that cannot be built.
+pub fn init(settings: &Settings) -> Result<Telemetry, TelemetryError> {
+    let exporters = ManuallyDrop::new(Exporters::start(settings)?);
+    let settings = &settings.telemetry;
     let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES)
@@ -29,17 +68,32 @@ pub fn init(settings: &Telemetry) -> WorkerGuard {
     // The plan has checked the directives.
     let filter = settings.logs.level.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     // They have switches of their own.
-    let filter = filter.with_target("access", Level::INFO).with_target("audit", Level::INFO);
+    let mut filter = filter.with_target("access", Level::INFO).with_target("audit", Level::INFO);
+    let tracer = exporters.tracer();
+    if tracer.is_some() {
+        // So have the spans.
+        filter = filter.with_targets(otlp::SPANS.map(|target| (target, Level::INFO)));
+    }
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter);
-    // A subscriber that is there already (in tests) stays.
-    let _ = if settings.logs.format == "pretty" {
-        registry.with(layer.with_target(false)).try_init()
+    if settings.logs.format == "pretty" {
+        install(registry.with(layer.with_target(false)), tracer);
     } else {
         let fields = Fragments { late: settings.access_log };
-        registry.with(layer.fmt_fields(fields).event_format(JsonLines)).try_init()
+        install(registry.with(layer.fmt_fields(fields).event_format(JsonLines)), tracer);
+    }
+    Ok(Telemetry { exporters, _lines: guard })
+}
+
+fn install<S>(subscriber: S, tracer: Option<SdkTracer>)
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    // A subscriber that is there already (in tests) stays.
+    let _ = match tracer {
+        Some(tracer) => subscriber.with(otlp::Spans::new(tracer)).try_init(),
+        None => subscriber.try_init(),
     };
-    guard
 }
 
 /// Writes fields as `"name":value` fragments, each followed by a comma.

@@ -1,0 +1,144 @@
+//! What is measured of each request when it has ended.
+
+use std::time::Duration;
+
+use opentelemetry::metrics::{Histogram, Meter};
+use opentelemetry::{KeyValue, StringValue};
+
+use super::conventions::{BACKEND, Directory, ERROR, MODEL, OPERATION, POOL, PROVIDER, operation};
+use crate::chat::Usage;
+
+/// Buckets that the conventions recommend.
+const DURATIONS: [f64; 14] = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+const TOKENS: [f64; 14] = [
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+const FIRST_TOKEN: [f64; 16] = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const NEXT_TOKEN: [f64; 13] = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+
+/// Stands for every model that neither the configuration nor the catalogue names: clients must not add series.
+const OTHER: &str = "other";
+
+/// The instruments.
+pub struct Meters {
+    directory: Directory,
+    duration: Histogram<f64>,
+    tokens: Histogram<u64>,
+    first_token: Histogram<f64>,
+    next_token: Histogram<f64>,
+}
+
+/// A request that has ended.
+#[derive(Debug)]
+pub struct Ended<'a> {
+    /// What was asked for.
+    pub operation: &'static str,
+    /// Whether a stream was asked for.
+    pub stream: bool,
+    /// Who served it, or failed last.
+    pub backend: Option<&'a str>,
+    /// The pool that took it.
+    pub pool: Option<&'a str>,
+    /// The model that was asked for upstream; where nobody answered, the one that the client named.
+    pub model: Option<&'a str>,
+    /// `served`, `failed`, `cancelled`, `truncated` or `cut`.
+    pub outcome: &'static str,
+    /// Class of its failure.
+    pub class: Option<&'static str>,
+    /// From its first byte to the end of its reply.
+    pub duration: Duration,
+    /// To the first content.
+    pub first_content: Option<Duration>,
+    /// Tokens.
+    pub usage: Option<Usage>,
+}
+
+impl Meters {
+    /// Makes the instruments.
+    pub(super) fn new(meter: &Meter, directory: Directory) -> Self {
+        let seconds = |name: &'static str, words: &'static str, bounds: &[f64]| {
+            meter.f64_histogram(name).with_unit("s").with_description(words).with_boundaries(bounds.to_vec()).build()
+        };
+        Self {
+            directory,
+            duration: seconds("gen_ai.client.operation.duration", "GenAI operation duration.", &DURATIONS),
+            tokens: meter
+                .u64_histogram("gen_ai.client.token.usage")
+                .with_unit("{token}")
+                .with_description("Number of input and output tokens used.")
+                .with_boundaries(TOKENS.to_vec())
+                .build(),
+            first_token: seconds(
+                "gen_ai.server.time_to_first_token",
+                "Time to generate first token for successful responses.",
+                &FIRST_TOKEN,
+            ),
+            next_token: seconds(
+                "gen_ai.server.time_per_output_token",
+                "Time per output token generated after the first token for successful responses.",
+                &NEXT_TOKEN,
+            ),
+        }
+    }
+
+    /// Records a request.
+    pub fn record(&self, ended: &Ended<'_>) {
+        let facts = ended.backend.and_then(|name| self.directory.get(name));
+        let mut labels = Vec::with_capacity(8);
+        labels.push(KeyValue::new(OPERATION, operation(ended.operation)));
+        if let Some(facts) = facts {
+            labels.push(KeyValue::new(PROVIDER, facts.provider));
+            labels.push(KeyValue::new(BACKEND, facts.name.clone()));
+        }
+        if let Some(model) = ended.model {
+            let known = match facts {
+                Some(facts) => facts.models.get(model),
+                None => self.directory.values().find_map(|facts| facts.models.get(model)),
+            };
+            labels.push(KeyValue::new(MODEL, known.cloned().unwrap_or_else(|| StringValue::from(OTHER))));
+        }
+        labels.extend(ended.pool.map(|pool| KeyValue::new(POOL, pool.to_owned())));
+
+        if let Some(usage) = ended.usage.filter(|usage| !usage.estimated) {
+            for (kind, count) in [("input", usage.prompt_tokens), ("output", usage.completion_tokens)] {
+                if count > 0 {
+                    labels.push(KeyValue::new("gen_ai.token.type", kind));
+                    self.tokens.record(count, &labels);
+                    labels.pop();
+                }
+            }
+        }
+        // A whole reply says nothing about its first token.
+        if let Some(first) = ended.first_content.filter(|_| ended.stream && ended.outcome == "served") {
+            self.first_token.record(first.as_secs_f64(), &labels);
+            let further =
+                ended.usage.filter(|usage| !usage.estimated).map_or(0, |usage| usage.completion_tokens.saturating_sub(1));
+            if further > 0 {
+                let rest = ended.duration.saturating_sub(first);
+                self.next_token.record(rest.as_secs_f64() / as_float(further), &labels);
+            }
+        }
+        if ended.outcome != "served" {
+            labels.push(KeyValue::new(ERROR, ended.class.unwrap_or(ended.outcome)));
+        }
+        self.duration.record(ended.duration.as_secs_f64(), &labels);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "tokens are far fewer than what a float counts exactly")]
+fn as_float(count: u64) -> f64 {
+    count as f64
+}
