@@ -75,9 +75,9 @@ class StandIn:
 class Gateway:
     """A gateway of its own port. Its clients read no certificates, which would take most of the time of a test."""
 
-    def __init__(self, standin, log, settings="gateway.yaml"):
+    def __init__(self, standin, log, settings="gateway.yaml", **variables):
         self.log, self.http = log, standin.http
-        ports = {"GATEWAY_PORT": 0, "STANDIN_PORT": standin.port, "DEAD_PORT": free_port()}
+        ports = {"GATEWAY_PORT": 0, "STANDIN_PORT": standin.port, "DEAD_PORT": free_port(), **variables}
         account = log.with_name("service-account.json")
         account.write_text(json.dumps(standin.get("/control/service-account")))
         environment = {
