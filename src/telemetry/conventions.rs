@@ -176,6 +176,11 @@ pub(super) fn dress(span: &mut SpanData, directory: &Directory) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::SystemTime;
+
+    use opentelemetry::InstrumentationScope;
+    use opentelemetry::trace::{SpanContext, SpanId};
+    use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
 
     use super::*;
 
@@ -186,6 +191,69 @@ mod tests {
             (facts.provider, facts.server.map(|(host, port)| (host.to_string(), port)))
         };
         settings.backends.iter().map(facts).collect()
+    }
+
+    fn span(name: &'static str, fields: &[(&'static str, &'static str)]) -> SpanData {
+        SpanData {
+            span_context: SpanContext::NONE,
+            parent_span_id: SpanId::INVALID,
+            parent_span_is_remote: false,
+            span_kind: SpanKind::Internal,
+            name: name.into(),
+            start_time: SystemTime::UNIX_EPOCH,
+            end_time: SystemTime::UNIX_EPOCH,
+            attributes: fields.iter().map(|(name, value)| KeyValue::new(*name, *value)).collect(),
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status: Status::Unset,
+            instrumentation_scope: InstrumentationScope::default(),
+        }
+    }
+
+    fn dressed(name: &'static str, fields: &[(&'static str, &'static str)]) -> (String, Status, BTreeMap<String, Value>) {
+        let mut span = span(name, fields);
+        assert!(dress(&mut span, &Directory::new()));
+        let attributes = span.attributes.into_iter().map(|kv| (kv.key.to_string(), kv.value)).collect();
+        (span.name.into_owned(), span.status, attributes)
+    }
+
+    #[test]
+    fn a_span_without_an_outcome_is_not_exported() {
+        assert!(!dress(&mut span("request", &[("path", "/health")]), &Directory::new()));
+    }
+
+    #[test]
+    fn a_request_is_named_by_what_was_asked_of_which_model() {
+        let (name, status, told) = dressed(
+            "request",
+            &[
+                ("outcome", "served"),
+                ("gen_ai.operation.name", "completions"),
+                ("gen_ai.request.model", "m"),
+                ("status", "200"),
+                ("gen_ai.usage.input_tokens", "3"),
+                ("gen_ai.usage.output_tokens", "0"),
+                ("first_content_seconds", "0.5"),
+            ],
+        );
+        assert_eq!((name.as_str(), status), ("text_completion m", Status::Unset));
+        assert_eq!(told["http.response.status_code"], Value::I64(200));
+        assert_eq!(told["gen_ai.usage.input_tokens"], Value::I64(3));
+        assert!(!told.contains_key("gen_ai.usage.output_tokens"), "zero stands for unknown");
+        assert!(!told.contains_key("gen_ai.response.time_to_first_chunk"), "it was no stream");
+    }
+
+    #[test]
+    fn a_failure_is_an_error_by_its_class_and_a_client_that_left_is_none() {
+        let (name, status, told) = dressed("attempt", &[("outcome", "failed"), ("class", "socket"), ("unheard_of", "x")]);
+        assert_eq!((name.as_str(), status), ("attempt", Status::error("socket")));
+        assert_eq!(told["error.type"], Value::from("socket"));
+        assert!(!told.contains_key("unheard_of"), "only what is named here is exported");
+        assert_eq!(dressed("request", &[("outcome", "cut")]).1, Status::error("cut"));
+        let (_, status, told) = dressed("request", &[("outcome", "cancelled"), ("status", "0")]);
+        assert_eq!(status, Status::Unset);
+        assert!(!told.contains_key("error.type") && !told.contains_key("http.response.status_code"));
     }
 
     #[test]
