@@ -19,7 +19,7 @@ use super::Job;
 use super::pool::Pool;
 use super::provider::Provider;
 use crate::attempt::{BodyHold, Call, Clock, Flights, Headroom, Memory, Vitals, system_roots, tls_config};
-use crate::balance::{Affinity, CrashRecord, Health, Histogram, MemberStats, Permits, RetryBudget, Turns};
+use crate::balance::{Affinity, CrashRecord, Health, Histogram, MemberStats, Permits, RetryBudget, Scouts, Turns};
 use crate::chat::{Endpoint, Failure, Shape, scan};
 use crate::error::GatewayError;
 use crate::journal::Journal;
@@ -88,6 +88,8 @@ pub struct SharedPool {
     heaviest: AtomicU64,
     /// Where conversations went, if they are kept together.
     pub affinity: Option<Affinity>,
+    /// What its groups may spend on looking for members that have recovered.
+    scouts: Arc<[Scouts]>,
 }
 
 impl SharedPool {
@@ -96,6 +98,7 @@ impl SharedPool {
             weights: plan.weights.iter().map(|weight| AtomicU64::new(weight.to_bits())).collect(),
             heaviest: AtomicU64::new(plan.weights.iter().copied().fold(0.0, f64::max).to_bits()),
             affinity: plan.affinity.as_ref().map(|affinity| Affinity::new(affinity.expiry)),
+            scouts: Scouts::of(plan.groups),
         }
     }
 
@@ -427,7 +430,7 @@ impl Slots {
         let pool = |plan: &Arc<crate::settings::Pool>| PoolSlot {
             addr: RefCell::new(None),
             stats: RefCell::new(PoolStats::new(plan, now.into_std())),
-            turns: RefCell::new(Turns::new(plan.groups, plan.weights.len(), fastrand::f64())),
+            turns: RefCell::new(Turns::new(Arc::clone(&shared.pools[plan.index].scouts), plan.weights.len(), fastrand::f64())),
             restarts: Cell::new(0),
             parked: RefCell::default(),
         };

@@ -1,9 +1,11 @@
 //! Choice: which member of a pool a request goes to next, by the pool's tree, its circuits and its strategies.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::strategy::{Order, Standing, Why, cost, draw, latency, least_busy, round_robin, weighted};
-use super::{Moment, Ranked};
+use super::{Moment, Ranked, Scouts};
 use crate::chat::FailureClass;
 use crate::settings::{Child, Group, Node, Strategy};
 
@@ -82,16 +84,16 @@ pub struct Turns {
     gained: Vec<f64>,
     /// By group.
     turn: Vec<usize>,
-    /// By group.
-    latency: Vec<latency::State>,
+    /// By group; shared by all workers.
+    scouts: Arc<[Scouts]>,
 }
 
 impl Turns {
     /// Starts; `unit`, drawn from 0..1, keeps workers from going in step.
-    pub fn new(groups: usize, edges: usize, unit: f64) -> Self {
+    pub fn new(scouts: Arc<[Scouts]>, edges: usize, unit: f64) -> Self {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number from 0 on")]
         let start = (unit * edges as f64) as usize;
-        Self { gained: vec![0.0; edges], turn: vec![start; groups], latency: vec![latency::State::default(); groups] }
+        Self { gained: vec![0.0; edges], turn: vec![start; scouts.len()], scouts }
     }
 }
 
@@ -248,7 +250,7 @@ fn rank(
         .map(|(place, leaf)| Standing { weight: members.weight(&group.children[*place]), ..members.standing(*leaf) })
         .collect();
     let order: Order = match group.strategy {
-        Strategy::Latency => latency::order(&standings, &mut turns.latency[group.id], unit()),
+        Strategy::Latency => latency::order(&standings, &turns.scouts[group.id], unit()),
         Strategy::LeastBusy => least_busy::order(&standings, unit()),
         Strategy::Cost => cost::order(&standings, unit()),
         Strategy::RoundRobin => {
@@ -363,7 +365,7 @@ mod tests {
     }
 
     fn shares(pool: &settings::Pool, doors: &Doors) -> Vec<f64> {
-        let mut turns = Turns::new(pool.groups, pool.weights.len(), 0.0);
+        let mut turns = Turns::new(Scouts::of(pool.groups), pool.weights.len(), 0.0);
         let mut random = fastrand::Rng::with_seed(7);
         let mut counts = vec![0.0; doors.0.len()];
         for _ in 0..10_000 {
@@ -409,7 +411,7 @@ mod tests {
     #[test]
     fn a_first_try_probes_a_half_open_member_and_a_second_one_prefers_a_closed_one() {
         let pool = pool("weighted", &[1.0, 1.0, 1.0]);
-        let mut turns = Turns::new(pool.groups, pool.weights.len(), 0.0);
+        let mut turns = Turns::new(Scouts::of(pool.groups), pool.weights.len(), 0.0);
         let mut chosen = |doors: Vec<Door>| choose(&pool.tree, &Doors(doors), &mut turns, &mut || 0.5).map(|c| (c.leaf, c.why));
         assert_eq!(chosen(vec![Door::Open, Door::Probe, Door::Open]), Some((1, Why::Probe)));
         let tried = Door::Barred(Bar::Tried);

@@ -24,4 +24,5 @@ pub use moment::Moment;
 pub use permits::{Permit, Permits};
 pub use pulse::{Beat, Pulse, Sample};
 pub use stats::{Histogram, MemberStats};
+pub use strategy::latency::Scouts;
 pub use strategy::{Order, Ranked, Standing, Why};

@@ -28,6 +28,15 @@ impl Moment {
     }
 }
 
+impl std::ops::Sub<Duration> for Moment {
+    type Output = Self;
+
+    /// Never before the process began.
+    fn sub(self, ago: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(ago.as_micros()).unwrap_or(u64::MAX)).max(1))
+    }
+}
+
 impl std::ops::Add<Duration> for Moment {
     type Output = Self;
 

@@ -12,9 +12,13 @@ const FEW_TOKENS: u64 = 16;
 const MEMORY: f64 = 15.0;
 /// Least and greatest weight of a new sample: an average of about a hundred under load, and never one sample alone.
 const ALPHA: std::ops::RangeInclusive<f64> = 0.02..=0.5;
-/// Seconds without a sample after which an answer in less than half of the average means that the member has recovered, and
-/// the weight of that answer.
-const RECOVERY: (f64, f64) = (0.5, 0.9);
+/// Weight of an answer in less than half of the average by a member that is asked rarely: it has recovered. Among many
+/// answers a fast one means nothing.
+const RECOVERY: f64 = 0.9;
+/// Requests per second, by those that are unanswered and the time that an answer takes, up to which a member is asked
+/// rarely: more than scouts are, far less than a share of the load. Pauses between answers would not tell, as slow answers
+/// to earlier scouts come between.
+const RARE: f64 = 2.0;
 /// Weight of a new load that is above the usual one, and of one below: what a member has carried it can carry again.
 const LOAD_ALPHA: (f64, f64) = (0.3, 0.02);
 /// An answer this many times as fast as the mean age of what is unanswered has overtaken it.
@@ -41,15 +45,15 @@ impl Average {
         (bits != 0).then(|| f64::from(f32::from_bits(bits)))
     }
 
-    fn add(&self, sample: f64, now: Moment) {
+    fn add(&self, sample: f64, is_rare: bool, now: Moment) {
         let value = match self.get() {
             None => sample,
             Some(before) => {
                 let since = Moment::from_raw(self.at.load(Ordering::Relaxed)).map_or(0.0, |at| now.since(at).as_secs_f64());
                 // The first few count the same: one slow answer at the start must not stay for long.
                 let few = 1.0 / (f64::from(self.samples.load(Ordering::Relaxed)) + 1.0);
-                let alpha = if since >= RECOVERY.0 && sample < before / 2.0 {
-                    RECOVERY.1
+                let alpha = if is_rare && sample < before / 2.0 {
+                    RECOVERY
                 } else {
                     (1.0 - (-since / MEMORY).exp()).max(few).clamp(*ALPHA.start(), *ALPHA.end())
                 };
@@ -76,6 +80,8 @@ struct Unanswered {
     sum: AtomicU64,
     /// What began before has been overtaken and is not counted any more.
     overtaken: AtomicU64,
+    /// How many of those are still without an answer.
+    left_over: AtomicU32,
 }
 
 impl Unanswered {
@@ -86,6 +92,7 @@ impl Unanswered {
 
     fn end(&self, began: Moment) {
         if began.raw() < self.overtaken.load(Ordering::Acquire) {
+            let _ = self.left_over.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
             return;
         }
         self.count.fetch_sub(1, Ordering::AcqRel);
@@ -93,13 +100,23 @@ impl Unanswered {
     }
 
     /// An answer came after `took`. What has waited much longer, on average, has been overtaken: it says how the model was,
-    /// not how it is. A count that a race has put wrong ends here too.
-    fn overtake(&self, took: f64, now: Moment) {
-        if self.try_look(now).is_none_or(|(count, mean)| count > 0 && mean > took * OVERTAKEN) {
+    /// not how it is. A count that a race has put wrong ends here too. Returns how many there were, and the mean age of
+    /// the overtaken.
+    fn overtake(&self, took: f64, now: Moment) -> (u32, Option<f64>) {
+        let found = self.try_look(now);
+        let (count, mean) = found.unwrap_or((0, 0.0));
+        let is_overtaken = count > 0 && mean > took * OVERTAKEN;
+        if is_overtaken || found.is_none() {
             self.overtaken.store(now.raw(), Ordering::Release);
             self.count.store(0, Ordering::Release);
             self.sum.store(0, Ordering::Release);
+            if is_overtaken {
+                self.left_over.fetch_add(count, Ordering::Relaxed);
+            } else {
+                self.left_over.store(0, Ordering::Relaxed);
+            }
         }
+        (count, is_overtaken.then_some(mean))
     }
 
     /// How many there are, and their mean age in seconds.
@@ -131,6 +148,8 @@ pub struct Pulse {
     streams: Unanswered,
     wholes: Unanswered,
     chosen: AtomicU64,
+    /// When the request began whose answer ended the latest hang.
+    recovered: AtomicU64,
 }
 
 /// An answer's timing.
@@ -163,6 +182,8 @@ pub struct Beat {
     pub waiting: u32,
     /// Their mean age in seconds.
     pub waited: f64,
+    /// Requests of this kind without an answer that a later one has overtaken.
+    pub overtaken: u32,
 }
 
 impl Pulse {
@@ -184,19 +205,24 @@ impl Pulse {
     /// Takes an answer's first content in.
     pub fn answered(&self, sample: &Sample, now: Moment) {
         let took = sample.took.as_secs_f64();
+        let (waiting, overtaken) = self.kind(sample.stream).overtake(took, now);
+        // Those that were overtaken have mostly begun after the last answer: all hung, not only some.
+        if overtaken.is_some_and(|mean| self.silence(now) * 2.0 >= mean) {
+            self.recovered.store((now - sample.took).raw(), Ordering::Relaxed);
+        }
         self.carried(f64::from(sample.load), now);
-        self.kind(sample.stream).overtake(took, now);
+        let is_rare = self.is_rare(sample, waiting);
         if sample.stream {
-            self.first.add(took, now);
+            self.first.add(took, is_rare, now);
             return;
         }
         // The tokens of a whole reply take their time too; where no stream has told the time to first content, all of it
         // counts as time per token.
         if sample.tokens >= FEW_TOKENS {
             let first = self.first.get().unwrap_or(0.0);
-            self.token.add((took - first).max(took * 0.1) / sample.tokens as f64, now);
+            self.token.add((took - first).max(took * 0.1) / sample.tokens as f64, is_rare, now);
         } else {
-            self.first.add((took - self.token.get().unwrap_or(0.0) * sample.tokens as f64).max(took * 0.1), now);
+            self.first.add((took - self.token.get().unwrap_or(0.0) * sample.tokens as f64).max(took * 0.1), is_rare, now);
         }
     }
 
@@ -205,24 +231,41 @@ impl Pulse {
         if let Some(rest) = sample.rest
             && sample.tokens >= FEW_TOKENS
         {
-            self.token.add(rest.as_secs_f64() / sample.tokens as f64, now);
+            let (waiting, _) = self.kind(sample.stream).look(now);
+            self.token.add(rest.as_secs_f64() / sample.tokens as f64, self.is_rare(sample, waiting), now);
         }
     }
 
     /// Takes a failure in: never as a fast sample, however soon it came.
     pub fn failed(&self, after: Duration, now: Moment) {
+        if self.has_recovered_since(now - after) {
+            return;
+        }
         let before = self.first.get().or_else(|| self.token.get());
         let penalty = after.as_secs_f64().max(before.map_or(PENALTY.1, |before| before * PENALTY.0));
-        self.first.add(penalty, now);
+        self.first.add(penalty, false, now);
     }
 
     /// A request was given up before it had an answer: it would have taken longer than that.
     pub fn given_up(&self, stream: bool, after: Duration, now: Moment) {
-        let after = after.as_secs_f64();
-        let expected = self.beat(stream, 0.0, now).expected;
-        if stream && expected.is_some_and(|expected| after > expected) {
-            self.first.add(after, now);
+        if !stream || self.has_recovered_since(now - after) {
+            return;
         }
+        let after = after.as_secs_f64();
+        if self.expected(stream, 0.0).is_some_and(|expected| after > expected) {
+            self.first.add(after, false, now);
+        }
+    }
+
+    /// Whether what began then hung, and the member has answered since: that says how it was, not how it is.
+    fn has_recovered_since(&self, began: Moment) -> bool {
+        began.raw() < self.recovered.load(Ordering::Relaxed)
+    }
+
+    /// Whether so few are unanswered that the member cannot have been asked more than rarely.
+    fn is_rare(&self, sample: &Sample, waiting: u32) -> bool {
+        let expected = self.expected(sample.stream, sample.tokens as f64).unwrap_or(0.0);
+        f64::from(waiting) <= expected * RARE
     }
 
     /// Takes the load of an answered request in.
@@ -236,24 +279,32 @@ impl Pulse {
 
     /// What it says now, for a stream or for a whole reply of so many tokens.
     pub fn beat(&self, stream: bool, typical_tokens: f64, now: Moment) -> Beat {
-        let rest = if stream { Some(0.0) } else { self.token.get().map(|token| token * typical_tokens) };
-        let expected = match (self.first.get(), rest) {
+        let kind = self.kind(stream);
+        let (waiting, waited) = kind.look(now);
+        Beat {
+            expected: self.expected(stream, typical_tokens),
+            usual_load: self.load.get().unwrap_or(0.0),
+            sample_age: self.silence(now),
+            idle: ago(&self.chosen, now),
+            waiting,
+            waited,
+            overtaken: kind.left_over.load(Ordering::Relaxed),
+        }
+    }
+
+    fn expected(&self, stream: bool, tokens: f64) -> Option<f64> {
+        let rest = if stream { Some(0.0) } else { self.token.get().map(|token| token * tokens) };
+        match (self.first.get(), rest) {
             (Some(first), rest) => Some(first + rest.unwrap_or(0.0)),
             // Only whole replies so far: the time per token is all that is known.
             (None, Some(rest)) if !stream => Some(rest),
             (None, _) => self.token.get().map(|token| token * FEW_TOKENS as f64),
-        };
-        let ago =
-            |at: &AtomicU64| Moment::from_raw(at.load(Ordering::Relaxed)).map_or(f64::INFINITY, |at| now.since(at).as_secs_f64());
-        let (waiting, waited) = self.kind(stream).look(now);
-        Beat {
-            expected,
-            usual_load: self.load.get().unwrap_or(0.0),
-            sample_age: ago(&self.load.at),
-            idle: ago(&self.chosen),
-            waiting,
-            waited,
         }
+    }
+
+    /// Seconds since the last answer.
+    fn silence(&self, now: Moment) -> f64 {
+        ago(&self.load.at, now)
     }
 
     /// Forgets what was measured; what is in flight stays counted.
@@ -274,6 +325,11 @@ impl Pulse {
     fn kind(&self, stream: bool) -> &Unanswered {
         if stream { &self.streams } else { &self.wholes }
     }
+}
+
+/// Seconds since a moment in an atomic; infinite for never.
+fn ago(at: &AtomicU64, now: Moment) -> f64 {
+    Moment::from_raw(at.load(Ordering::Relaxed)).map_or(f64::INFINITY, |at| now.since(at).as_secs_f64())
 }
 
 #[cfg(test)]
@@ -331,22 +387,39 @@ mod tests {
         }
         pulse.begin(true, at(29_500));
         pulse.answered(&stream(500), at(30_000));
-        assert_eq!(pulse.beat(true, 0.0, at(30_000)).waiting, 0);
+        let overtaken = |now| (pulse.beat(true, 0.0, now).waiting, pulse.beat(true, 0.0, now).overtaken);
+        assert_eq!(overtaken(at(30_000)), (0, 4));
         pulse.end(true, at(0));
+        assert_eq!(overtaken(at(30_000)), (0, 3));
         pulse.begin(true, at(31_000));
         assert_eq!(pulse.beat(true, 0.0, at(32_000)).waiting, 1);
     }
 
     #[test]
-    fn a_fast_answer_after_silence_is_believed_and_one_among_many_is_not() {
-        let pulse = Pulse::default();
-        for step in 0..100 {
-            pulse.answered(&stream(5_000), at(step * 10));
-        }
-        pulse.answered(&stream(500), at(1_000));
-        assert!(pulse.beat(true, 0.0, at(1_000)).expected.unwrap() > 4.5);
-        pulse.answered(&stream(500), at(2_000));
-        assert!(pulse.beat(true, 0.0, at(2_000)).expected.unwrap() < 1.0);
+    fn a_fast_answer_of_a_rarely_asked_member_is_believed_and_one_among_many_is_not() {
+        let after = |waiting| {
+            let pulse = Pulse::default();
+            for step in 0..100 {
+                pulse.answered(&stream(5_000), at(step * 10));
+            }
+            (0..waiting).for_each(|_| pulse.begin(true, at(0)));
+            pulse.answered(&stream(500), at(1_000));
+            pulse.beat(true, 0.0, at(1_000)).expected.unwrap()
+        };
+        assert!(after(500) > 4.5 && after(4) < 1.0, "{} {}", after(500), after(4));
+    }
+
+    #[test]
+    fn what_ends_in_vain_after_a_hang_is_over_says_nothing_and_among_answers_it_does() {
+        let after = |answers: std::ops::Range<u64>| {
+            let pulse = Pulse::default();
+            pulse.answered(&stream(500), at(500));
+            (0..20).for_each(|_| pulse.begin(true, at(1_000)));
+            answers.for_each(|half| pulse.answered(&stream(500), at(half * 500)));
+            (0..20).for_each(|_| pulse.failed(Duration::from_secs(60), at(61_000)));
+            pulse.beat(true, 0.0, at(61_000)).expected.unwrap()
+        };
+        assert!(after(80..82) < 1.0 && after(3..82) > 5.0, "{} {}", after(80..82), after(3..82));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stagedoor::balance::{
-    Bar, CircuitRules, CircuitState, Door, Health, Members, Moment, Permit, Permits, Probe, Sample, Standing, Transition,
+    Bar, CircuitRules, CircuitState, Door, Health, Members, Moment, Permit, Permits, Probe, Sample, Scouts, Standing, Transition,
     Trouble, Turns, choose, last_resort,
 };
 use stagedoor::chat::FailureClass;
@@ -89,7 +89,8 @@ impl Ours {
         let group = Group { id: 0, strategy: Strategy::Latency, fallback: true, children: children.collect() };
         let member = || (Health::new(CircuitRules::default(), ["model".to_owned()]), Permits::new(None));
         let members = weights.iter().map(|_| member()).collect();
-        let turns = (0..workers).map(|_| Turns::new(1, weights.len(), random.f64())).collect();
+        let scouts = Scouts::of(1);
+        let turns = (0..workers).map(|_| Turns::new(Arc::clone(&scouts), weights.len(), random.f64())).collect();
         Self { group, members, turns }
     }
 }

@@ -5,6 +5,9 @@
 //! and slower ones far less; these are asked once in a while all the same, to see whether they have become faster. The
 //! constants are first choices that were adjusted together in the laboratory (`tests/lab`), not each one alone.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use smallvec::SmallVec;
 
 use super::{Order, Ranked, Standing, Why, draw};
@@ -23,28 +26,48 @@ const SLACK: f64 = 24.0;
 /// to tell, and without it the fastest of a busy group is flooded and deserted in turns.
 const RESTRAINT: i32 = 3;
 /// At most one request in this many is a scout to a member that is left out: so few that the 99th percentile does not
-/// feel it, so many that a recovered one is found within a second or two.
-const SCOUT_PACE: f64 = 150.0;
-/// Scouts that a worker can save up while there is nobody to look for.
-const SCOUTS_SAVED: f64 = 4.0;
+/// feel it, so many that at a hundred requests per second a recovered one is found within a second or two.
+const SCOUT_PACE: u32 = 125;
+/// Scouts that a group can save up while there is nobody to look for.
+const SCOUTS_SAVED: u32 = 4;
 /// Seconds after which a member that was not asked is asked again.
 const SCOUT_AFTER: f64 = 1.0;
 
-/// What the strategy remembers of one group on one worker.
-#[derive(Debug, Clone)]
-pub struct State {
-    /// Scouts that may be sent.
-    scouts: f64,
+/// Scouts that one group may send. All workers share them: so many workers, each with its own, send them at random moments,
+/// now many and now none for seconds.
+#[derive(Debug)]
+pub struct Scouts {
+    /// Requests that no scout has been sent for.
+    earned: AtomicU32,
 }
 
-impl Default for State {
+impl Default for Scouts {
     fn default() -> Self {
-        Self { scouts: 1.0 }
+        Self { earned: AtomicU32::new(SCOUT_PACE) }
+    }
+}
+
+impl Scouts {
+    /// One for each of so many groups.
+    pub fn of(groups: usize) -> Arc<[Self]> {
+        (0..groups).map(|_| Self::default()).collect()
+    }
+
+    /// Counts a request. With as many saved as may be, as there are while nobody is left out, it only reads.
+    fn earn(&self) {
+        if self.earned.load(Ordering::Relaxed) < SCOUT_PACE * SCOUTS_SAVED {
+            self.earned.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn spend(&self) -> bool {
+        let rest = |earned: u32| earned.checked_sub(SCOUT_PACE);
+        self.earned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).is_ok()
     }
 }
 
 /// Orders by load for the score; the weights share near-equals out and decide between idle ones, by `unit` drawn from 0..1.
-pub fn order(standings: &[Standing], state: &mut State, unit: f64) -> Order {
+pub fn order(standings: &[Standing], scouts: &Scouts, unit: f64) -> Order {
     let fastest = standings.iter().filter_map(|standing| standing.beat.expected).fold(f64::INFINITY, f64::min);
     let fastest = if fastest.is_finite() { fastest } else { 1.0 };
     let scores: SmallVec<[f64; 8]> = standings.iter().map(|standing| score(standing, fastest)).collect();
@@ -64,11 +87,10 @@ pub fn order(standings: &[Standing], state: &mut State, unit: f64) -> Order {
             order[0].why = Why::Tie;
         }
     }
-    state.scouts = (state.scouts + 1.0 / SCOUT_PACE).min(SCOUTS_SAVED);
-    if state.scouts >= 1.0
-        && let Some(place) = scout(standings, &order)
+    scouts.earn();
+    if let Some(place) = forgotten(standings, &order)
+        && scouts.spend()
     {
-        state.scouts -= 1.0;
         order[..=place].rotate_right(1);
         if order[0].why != Why::Untried {
             order[0].why = Why::Scout;
@@ -78,7 +100,7 @@ pub fn order(standings: &[Standing], state: &mut State, unit: f64) -> Order {
 }
 
 /// The member that was not asked for longest, if one has not been asked for long.
-fn scout(standings: &[Standing], order: &[Ranked]) -> Option<usize> {
+fn forgotten(standings: &[Standing], order: &[Ranked]) -> Option<usize> {
     let standing = |place: usize| &standings[order[place].place];
     let may = |place: &usize| standing(*place).weight > 0.0 && standing(*place).beat.idle >= SCOUT_AFTER;
     (1..order.len()).filter(may).max_by(|a, b| standing(*a).beat.idle.total_cmp(&standing(*b).beat.idle))
@@ -92,7 +114,13 @@ fn burden(standing: &Standing, heaviest: f64, score: f64, best: f64) -> f64 {
     }
     let slower = (score / best / NEAR).max(1.0);
     // The slack counts the same for all: idle ones are equals whatever their weights, which then decide by lot.
-    (f64::from(standing.in_flight) / standing.weight * heaviest + SLACK) * slower.powi(STEEP)
+    (load(standing) / standing.weight * heaviest + SLACK) * slower.powi(STEEP)
+}
+
+/// What a member carries. Requests that hang on after it has recovered are no work to it: with them it would look fully
+/// loaded until they time out.
+fn load(standing: &Standing) -> f64 {
+    f64::from(standing.in_flight.saturating_sub(standing.beat.overtaken))
 }
 
 fn score(standing: &Standing, fastest: f64) -> f64 {
@@ -104,7 +132,7 @@ fn score(standing: &Standing, fastest: f64) -> f64 {
     let expected = beat.expected.unwrap_or(fastest);
     let overdue = (beat.waited - expected).max(0.0) * f64::from(beat.waiting);
     // Measured at that load; with more it will be slower, before its answers can tell.
-    let growth = (SLACK + f64::from(standing.in_flight)) / (SLACK + beat.usual_load);
+    let growth = (SLACK + load(standing)) / (SLACK + beat.usual_load);
     (expected + overdue / DOUBT) * growth.max(1.0).powi(RESTRAINT)
 }
 
@@ -120,13 +148,13 @@ mod tests {
     }
 
     fn first(standings: &[Standing]) -> usize {
-        order(standings, &mut State::default(), 0.5)[0].place
+        order(standings, &Scouts::default(), 0.5)[0].place
     }
 
     #[test]
     fn the_faster_one_comes_first_and_an_unknown_one_is_tried_early() {
         assert_eq!(first(&[known(2.0), known(1.0)]), 1);
-        let order = order(&[known(2.0), unknown(1.0), known(1.9)], &mut State::default(), 0.99);
+        let order = order(&[known(2.0), unknown(1.0), known(1.9)], &Scouts::default(), 0.99);
         assert!(order.iter().any(|ranked| ranked.place == 1 && ranked.why == Why::Untried));
     }
 
@@ -150,15 +178,25 @@ mod tests {
     #[test]
     fn one_late_answer_is_borne_with_and_many_are_not() {
         let waiting = |waiting| Standing { beat: Beat { waiting, waited: 1.5, ..known(1.0).beat }, ..known(1.0) };
-        assert_eq!(order(&[waiting(1), known(1.1)], &mut State::default(), 0.0)[0].place, 0);
+        assert_eq!(order(&[waiting(1), known(1.1)], &Scouts::default(), 0.0)[0].place, 0);
         assert_eq!(first(&[waiting(20), known(2.0)]), 1);
+    }
+
+    #[test]
+    fn what_hangs_on_after_a_recovery_is_no_load() {
+        let loaded = Standing { in_flight: 80, ..known(1.0) };
+        let recovered = Standing { beat: Beat { overtaken: 70, ..loaded.beat }, ..loaded };
+        assert_eq!(first(&[loaded, recovered]), 1);
     }
 
     #[test]
     fn a_slow_member_is_scouted_once_in_a_while() {
         let forgotten = Standing { beat: Beat { idle: 2.0, ..known(9.0).beat }, ..known(9.0) };
-        let mut state = State::default();
-        let scouts = (0..1_000).filter(|_| order(&[known(1.0), forgotten], &mut state, 0.5)[0].why == Why::Scout).count();
-        assert!((7..=8).contains(&scouts), "{scouts}");
+        let scouts = Scouts::default();
+        let sent = (0..1_000).filter(|_| order(&[known(1.0), forgotten], &scouts, 0.5)[0].why == Why::Scout).count();
+        assert!((8..=9).contains(&sent), "{sent}");
+        let saved = Scouts::default();
+        (0..10_000).for_each(|_| saved.earn());
+        assert_eq!((0..10).filter(|_| saved.spend()).count(), 4);
     }
 }

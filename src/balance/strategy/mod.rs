@@ -122,8 +122,15 @@ pub(super) mod tests {
 
     /// A member about which nothing is known.
     pub(crate) fn unknown(weight: f64) -> Standing {
-        let beat =
-            Beat { expected: None, usual_load: 0.0, sample_age: f64::INFINITY, idle: f64::INFINITY, waiting: 0, waited: 0.0 };
+        let beat = Beat {
+            expected: None,
+            usual_load: 0.0,
+            sample_age: f64::INFINITY,
+            idle: f64::INFINITY,
+            waiting: 0,
+            waited: 0.0,
+            overtaken: 0,
+        };
         Standing { weight, in_flight: 0, beat, price: None }
     }
 
