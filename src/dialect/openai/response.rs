@@ -4,7 +4,6 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::normal::Normaliser;
 use super::quirks::Quirks;
@@ -12,14 +11,35 @@ use super::{embeddings, failure_in_reply};
 use crate::chat::{Endpoint, Failure, FailureClass, Lexer, Usage};
 use crate::dialect::{Ask, Whole};
 
-/// The parts of a reply that the gateway reads; everything else passes unread.
-#[derive(Deserialize)]
-struct Peek<'a> {
-    choices: Option<Vec<IgnoredAny>>,
-    data: Option<IgnoredAny>,
+/// What the gateway reads of a reply; everything else is only checked to be JSON.
+#[derive(Default)]
+struct Peek {
+    has_choices: bool,
+    has_data: bool,
+    has_error: bool,
     usage: Option<Usage>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
+}
+
+impl Peek {
+    fn of(body: &[u8]) -> Option<Self> {
+        let mut peek = Self::default();
+        let mut usage = None;
+        let mut lexer = Lexer::new(body);
+        let crossed = lexer.object(|lexer, key| match &body[key] {
+            br#""choices""# if lexer.peek() == Some(b'[') => {
+                lexer.array(|lexer| lexer.value().map(|_| peek.has_choices = true))
+            }
+            br#""data""# => lexer.value().map(|place| peek.has_data = &body[place] != b"null"),
+            br#""error""# => lexer.value().map(|place| peek.has_error = &body[place] != b"null"),
+            br#""usage""# => lexer.value().map(|place| usage = Some(place)),
+            _ => lexer.value().map(drop),
+        });
+        crossed.and_then(|()| lexer.end()).ok()?;
+        if let Some(place) = usage {
+            peek.usage = serde_json::from_slice(&body[place]).ok()?;
+        }
+        Some(peek)
+    }
 }
 
 /// Checks and, where needed, repairs a whole reply.
@@ -27,15 +47,14 @@ struct Peek<'a> {
 /// # Errors
 /// `Malformed`, or the failure that an error object means.
 pub fn decode(quirks: &Quirks, ask: &Ask<'_>, body: Bytes) -> Result<Whole, Failure> {
-    let peek: Peek<'_> = serde_json::from_slice(&body).map_err(|error| malformed(&body, &error))?;
+    let peek = Peek::of(&body).ok_or_else(|| malformed(&body))?;
     let complete = match ask.endpoint {
-        Endpoint::Chat | Endpoint::Completions => peek.choices.as_ref().is_some_and(|choices| !choices.is_empty()),
-        Endpoint::Embeddings => peek.data.is_some(),
+        Endpoint::Chat | Endpoint::Completions => peek.has_choices,
+        Endpoint::Embeddings => peek.has_data,
         Endpoint::Passthrough => true,
     };
-    if peek.error.is_some() || !complete {
-        let tree: Value = serde_json::from_slice(&body).map_err(|error| malformed(&body, &error))?;
-        if let Some(failure) = failure_in_reply(&tree) {
+    if peek.has_error || !complete {
+        if let Some(failure) = failure_in_reply(&tree(&body)?) {
             return Err(failure);
         }
         if !complete {
@@ -46,13 +65,13 @@ pub fn decode(quirks: &Quirks, ask: &Ask<'_>, body: Bytes) -> Result<Whole, Fail
     match ask.endpoint {
         Endpoint::Embeddings => Ok(whole(embeddings::reencode(ask, body)?, usage)),
         Endpoint::Chat | Endpoint::Completions if quirks.normalise => {
-            let tree: Value = serde_json::from_slice(&body).map_err(|error| malformed(&body, &error))?;
+            let tree = tree(&body)?;
             if let Some(failure) = failure_in_reply(&tree) {
                 return Err(failure);
             }
             let repaired = Normaliser::new(ask).whole(tree);
             let usage = usage.or_else(|| repaired.get("usage").and_then(|usage| Usage::deserialize(usage).ok()));
-            let body = serde_json::to_vec(&repaired).map(Bytes::from).map_err(|error| malformed(&[], &error))?;
+            let body = serde_json::to_vec(&repaired).map(Bytes::from).map_err(|_| malformed(&[]))?;
             Ok(whole(body, usage))
         }
         Endpoint::Chat | Endpoint::Completions | Endpoint::Passthrough => Ok(whole(body, usage)),
@@ -63,8 +82,13 @@ fn whole(body: Bytes, usage: Option<Usage>) -> Whole {
     Whole { body, usage, keepsakes: Vec::new() }
 }
 
-fn malformed(body: &[u8], error: &serde_json::Error) -> Failure {
-    let what = if error.is_eof() { "the provider's reply was cut before its end" } else { "the provider's reply is not JSON" };
+fn tree(body: &[u8]) -> Result<Value, Failure> {
+    serde_json::from_slice(body).map_err(|_| malformed(body))
+}
+
+fn malformed(body: &[u8]) -> Failure {
+    let was_cut = serde_json::from_slice::<IgnoredAny>(body).is_err_and(|error| error.is_eof());
+    let what = if was_cut { "the provider's reply was cut before its end" } else { "the provider's reply is not JSON" };
     Failure::new(FailureClass::Malformed, format!("{what} ({} bytes)", body.len()))
 }
 
@@ -84,4 +108,35 @@ pub fn usage_in_tail(tail: &[u8]) -> Option<Usage> {
     let place = Lexer::new(&tail[at..]).value().ok()?;
     let tokens: Tokens = serde_json::from_slice(&tail[at..][place]).ok()?;
     Some(Usage { prompt_tokens: tokens.prompt_tokens, completion_tokens: tokens.completion_tokens, ..Usage::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_read_for_what_decides_about_it() {
+        let peek = |body: &str| Peek::of(body.as_bytes()).map(|peek| (peek.has_choices, peek.has_data, peek.has_error));
+        for (body, seen) in [
+            (r#"{"id":"x","choices":[{"a":[1,{"choices":[]}]}],"usage":null}"#, Some((true, false, false))),
+            (r#" { "choices" : [ ] , "data" : null , "error" : null } "#, Some((false, false, false))),
+            (r#"{"choices":{"0":1},"data":[],"error":{"message":"no"}}"#, Some((false, true, true))),
+            (r#"{"choices":null,"error":"no"}"#, Some((false, false, true))),
+            (r#"{"choices":[1]} x"#, None),
+            (r#"{"choices":[1]"#, None),
+            (r#"{"choices":[1],"usage":[]}"#, None),
+            (r#"[{"choices":[1]}]"#, None),
+            ("", None),
+        ] {
+            assert_eq!(peek(body), seen, "{body}");
+        }
+        let usage = Peek::of(br#"{"usage":{"prompt_tokens":7,"completion_tokens":2.0}}"#).and_then(|peek| peek.usage).unwrap();
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens), (7, 2));
+    }
+
+    #[test]
+    fn a_reply_that_was_cut_is_told_from_one_that_is_no_json() {
+        assert!(malformed(br#"{"choices":[{"message":"#).message.contains("was cut before its end"));
+        assert!(malformed(b"<html>").message.contains("is not JSON"));
+    }
 }
