@@ -124,7 +124,7 @@ mod tests {
             (r#"{"choices":null,"error":"no"}"#, Some((false, false, true))),
             (r#"{"choices":[1]} x"#, None),
             (r#"{"choices":[1]"#, None),
-            (r#"{"choices":[1],"usage":[]}"#, None),
+            (r#"{"choices":[1],"usage":"none"}"#, None),
             (r#"[{"choices":[1]}]"#, None),
             ("", None),
         ] {
