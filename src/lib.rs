@@ -16,10 +16,11 @@
 //!
 //! # Where things live
 //!
-//! Dependencies point one way: `main -> startup -> {http, shard} -> actors -> attempt -> dialect -> {balance, chat}`;
-//! [`error`], [`settings`] and [`telemetry`] are leaves. Every worker owns a full copy of pools, providers and
+//! Dependencies point one way: `main -> startup -> {http, shard} -> monitor -> actors -> attempt -> dialect -> {balance, chat}`;
+//! [`error`], [`settings`] and [`telemetry`] are leaves; [`top`] is a client. Every worker owns a full copy of pools, providers and
 //! connections ([`shard`]); what the process shares is in [`actors::slots::Shared`]. What became of a request is told in
-//! its [`story`], what became of backends in the [`journal`].
+//! its [`story`], what became of backends in the [`journal`]; what operators see of both, and of everything that is counted,
+//! is made by the [`monitor`] and served by `http::admin`.
 
 pub mod actors;
 pub mod attempt;

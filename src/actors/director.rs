@@ -104,10 +104,11 @@ impl Handler<DrainBackend> for Director {
             };
             let asked = shards.iter().map(|(_, shard)| shard.send(Unqueue { backend: act.backend }));
             report.moved = join_all(asked).await.into_iter().flatten().sum();
-            let emptying = until_empty(Arc::clone(&shared), shards, act.backend, act.deadline.map(|deadline| start + deadline));
+            let ends = act.deadline.map(|deadline| start + deadline);
+            let emptying = until_drained(Arc::clone(&shared), shards, act.backend, ends, report.clone());
             if act.wait {
                 report.cut = emptying.await;
-            } else if act.deadline.is_some() {
+            } else {
                 actix_rt::spawn(emptying);
             }
             report.in_flight = backend.permits.used();
@@ -115,6 +116,26 @@ impl Handler<DrainBackend> for Director {
             report
         })
     }
+}
+
+/// Waits until a drained backend carries nothing, and tells the journal; returns how many were cut.
+async fn until_drained(
+    shared: Arc<Shared>,
+    shards: Vec<(usize, Addr<Shard>)>,
+    index: usize,
+    ends: Option<Instant>,
+    report: DrainedBackend,
+) -> usize {
+    let start = Instant::now();
+    let cut = until_empty(Arc::clone(&shared), shards, index, ends).await;
+    // It may have been taken in again meanwhile.
+    if shared.backends[index].drained.load(Ordering::Relaxed) {
+        let DrainedBackend { id, backend, in_flight_at_start, .. } = report;
+        let seconds = start.elapsed().as_secs_f64();
+        let words = format!("{id}: {in_flight_at_start} in flight -> 0, {cut} cut, {seconds:.1} s");
+        shared.journal.note("drained", Some(&backend), None, words);
+    }
+    cut
 }
 
 /// Waits until a drained backend carries nothing, or is taken in again; cuts what is left at the deadline.

@@ -26,9 +26,7 @@ impl Peek {
         let mut usage = None;
         let mut lexer = Lexer::new(body);
         let crossed = lexer.object(|lexer, key| match &body[key] {
-            br#""choices""# if lexer.peek() == Some(b'[') => {
-                lexer.array(|lexer| lexer.value().map(|_| peek.has_choices = true))
-            }
+            br#""choices""# if lexer.peek() == Some(b'[') => lexer.array(|lexer| lexer.value().map(|_| peek.has_choices = true)),
             br#""data""# => lexer.value().map(|place| peek.has_data = &body[place] != b"null"),
             br#""error""# => lexer.value().map(|place| peek.has_error = &body[place] != b"null"),
             br#""usage""# => lexer.value().map(|place| usage = Some(place)),
