@@ -3,6 +3,8 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
+use super::json::{JsonError, Lexer};
+
 /// Tokens of one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Usage {
@@ -58,6 +60,11 @@ struct CompletionDetails {
     reasoning_tokens: u64,
 }
 
+fn read_count(lexer: &mut Lexer<'_>, count: &mut u64) -> Result<(), JsonError> {
+    *count = lexer.count()?.unwrap_or(0);
+    Ok(())
+}
+
 impl<'de> Deserialize<'de> for Usage {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let reported = Reported::deserialize(deserializer)?;
@@ -76,6 +83,32 @@ impl<'de> Deserialize<'de> for Usage {
 }
 
 impl Usage {
+    /// Reads the counts as the OpenAI API writes them: an object, or `null` for none. What is no count is zero.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn read(bytes: &[u8]) -> Result<Option<Self>, JsonError> {
+        let mut lexer = Lexer::new(bytes);
+        if lexer.peek() == Some(b'n') {
+            return lexer.value().map(|_| None);
+        }
+        let mut usage = Self::default();
+        lexer.object(|lexer, key| match &bytes[key] {
+            br#""prompt_tokens""# => read_count(lexer, &mut usage.prompt_tokens),
+            br#""completion_tokens""# => read_count(lexer, &mut usage.completion_tokens),
+            br#""prompt_tokens_details""# | br#""completion_tokens_details""# if lexer.peek() == Some(b'{') => {
+                lexer.object(|lexer, key| match &bytes[key] {
+                    br#""cached_tokens""# => read_count(lexer, &mut usage.cached_tokens),
+                    br#""cache_write_tokens""# => read_count(lexer, &mut usage.cache_write_tokens),
+                    br#""reasoning_tokens""# => read_count(lexer, &mut usage.reasoning_tokens),
+                    _ => lexer.value().map(drop),
+                })
+            }
+            _ => lexer.value().map(drop),
+        })?;
+        Ok(Some(usage))
+    }
+
     /// Guesses from sizes: about four bytes a token for input, one token per content event for output.
     pub fn estimate(body_bytes: usize, content_events: u64) -> Self {
         Self { prompt_tokens: body_bytes as u64 / 4, completion_tokens: content_events, estimated: true, ..Self::default() }
@@ -102,4 +135,31 @@ pub(crate) fn or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64,
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and the caller checked the sign")]
 fn whole(number: f64) -> u64 {
     number as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_as_providers_write_them() {
+        let read = |text: &str| Usage::read(text.as_bytes());
+        for text in [
+            r#"{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}"#,
+            r#"{ "completion_tokens" : 2.9 , "prompt_tokens" : 7e0, "prompt_tokens_details": null, "x": [1, {}] }"#,
+        ] {
+            let usage = read(text).unwrap().unwrap();
+            assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.estimated), (7, 2, false), "{text}");
+        }
+        let details = r#"{"prompt_tokens":null,"completion_tokens":-3,
+            "prompt_tokens_details":{"cached_tokens":5,"cache_write_tokens":1},"completion_tokens_details":{"reasoning_tokens":4}}"#;
+        let usage = read(details).unwrap().unwrap();
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens), (0, 0));
+        assert_eq!((usage.cached_tokens, usage.cache_write_tokens, usage.reasoning_tokens), (5, 1, 4));
+        assert_eq!(read("null"), Ok(None));
+        assert!(read("[]").is_err() && read("{").is_err() && read("\"none\"").is_err());
+        let great =
+            read(r#"{"prompt_tokens":18446744073709551615,"completion_tokens":99999999999999999999999}"#).unwrap().unwrap();
+        assert_eq!((great.prompt_tokens, great.completion_tokens), (u64::MAX, u64::MAX));
+    }
 }

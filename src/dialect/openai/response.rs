@@ -34,7 +34,7 @@ impl Peek {
         });
         crossed.and_then(|()| lexer.end()).ok()?;
         if let Some(place) = usage {
-            peek.usage = serde_json::from_slice(&body[place]).ok()?;
+            peek.usage = Usage::read(&body[place]).ok()?;
         }
         Some(peek)
     }
