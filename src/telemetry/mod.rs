@@ -28,8 +28,9 @@ pub use meters::{Ended, Meters};
 use crate::settings::Settings;
 use otlp::Exporters;
 
-/// Lines that may wait to be written; memory for them is set aside at once.
-const LINES: usize = 8_192;
+/// Lines that may wait to be written: with a line for each request, and where only events are told. Memory for them is set
+/// aside at once, and so much of it in one piece takes 4 MiB of the allocator's.
+const LINES: (usize, usize) = (8_192, 1_024);
 
 /// Why telemetry cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ pub fn init(settings: &Settings) -> Result<Telemetry, TelemetryError> {
     let settings = &settings.telemetry;
     let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
         .lossy(true)
-        .buffered_lines_limit(LINES)
+        .buffered_lines_limit(if settings.access_log { LINES.0 } else { LINES.1 })
         .finish(std::io::stdout());
     // The plan has checked the directives.
     let filter = settings.logs.level.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
