@@ -198,6 +198,8 @@ pub struct Circuit {
     streak: AtomicU32,
     /// Times it opened without recovering in between.
     trips: AtomicU32,
+    /// Times it has opened since the process started.
+    openings: AtomicU32,
     /// Place of the class in [`FailureClass::ALL`].
     class: AtomicU8,
     window: [AtomicU64; 2],
@@ -224,6 +226,11 @@ impl Circuit {
     /// Failures in a row.
     pub fn streak(&self) -> u32 {
         self.streak.load(Ordering::Relaxed)
+    }
+
+    /// Times it has opened, or has failed its probe, since the process started.
+    pub fn openings(&self) -> u32 {
+        self.openings.load(Ordering::Relaxed)
     }
 
     /// Asks to pass. A probe holds its lease at most for `lease`; `last_resort` says that nothing else is left to ask.
@@ -341,7 +348,11 @@ impl Circuit {
         self.probed.store(now.raw(), Ordering::Release);
         // That it stays open for longer is no news.
         let is_news = before <= now.raw() || Some(known) != place;
-        is_news.then_some(Transition::Opened { until, class, streak, trips })
+        if !is_news {
+            return None;
+        }
+        self.openings.fetch_add(1, Ordering::Relaxed);
+        Some(Transition::Opened { until, class, streak, trips })
     }
 
     /// Closes it, whatever it was: an operator's act.

@@ -104,6 +104,12 @@ impl Health {
         &self.slots
     }
 
+    /// Times that any of its circuits has opened or failed its probe.
+    pub fn openings(&self) -> u64 {
+        let circuits = self.slots.iter().map(|slot| &slot.circuit).chain([&self.circuit]);
+        circuits.map(|circuit| u64::from(circuit.openings())).sum()
+    }
+
     /// When a request was last served, and when one last failed.
     pub fn last(&self) -> (Option<Moment>, Option<Moment>) {
         (Moment::from_raw(self.served.load(Ordering::Relaxed)), Moment::from_raw(self.failed.load(Ordering::Relaxed)))
