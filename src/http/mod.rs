@@ -6,6 +6,7 @@ mod auth;
 mod body;
 mod front;
 mod health;
+mod metrics;
 mod models;
 mod passthrough;
 mod reply;
@@ -83,6 +84,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(get("/health").route(web::get().to(health::health)))
         .service(get("/ready").route(web::get().to(health::ready)))
+        .service(get("/metrics").route(web::get().to(metrics::show)))
         .configure(admin::routes)
         // A scope is matched by its prefix; a pattern here would cost every request a search.
         .service(

@@ -3,6 +3,7 @@
 
 mod books;
 mod history;
+mod metrics;
 mod report;
 pub mod state;
 mod stories;
@@ -48,6 +49,8 @@ pub struct Monitor {
     shed: Shed,
     ticks: Ticks,
     is_asking: bool,
+    /// Unix time at which the process started.
+    started_at: f64,
 }
 
 /// Where watchers wait for ticks.
@@ -98,6 +101,11 @@ pub struct Report {
     pub in_flight: Vec<InFlight>,
 }
 
+/// Ask for the page of metrics.
+#[derive(Message)]
+#[rtype(result = "Bytes")]
+pub struct AskMetrics;
+
 /// Ask for the last hour.
 #[derive(Message)]
 #[rtype(result = "History")]
@@ -118,6 +126,7 @@ impl Monitor {
             shed: Shed { count: 0, told_at: None },
             ticks: ticks.clone(),
             is_asking: false,
+            started_at: unix_seconds() - now.since(Moment::after(Duration::ZERO)).as_secs_f64(),
         };
         (monitor, ticks)
     }
@@ -154,6 +163,14 @@ impl Monitor {
             self.past.add(books, now, unix_seconds());
         }
         Report { state, in_flight }
+    }
+
+    /// A state as metrics.
+    fn metrics(&self, state: &State) -> Bytes {
+        let settings = &*self.shared.settings;
+        let shards: Vec<&ShardState> = self.shards.values().collect();
+        let books = Books::of(settings, &shards);
+        metrics::Sources { settings, state, shards: &shards, books: &books, started_at: self.started_at }.page().into()
     }
 
     /// Tells the journal when requests are refused for want of room, but not each time.
@@ -227,6 +244,14 @@ impl Handler<AskTick> for Monitor {
 
     fn handle(&mut self, _: AskTick, _: &mut Context<Self>) -> Self::Result {
         Box::pin(self.look())
+    }
+}
+
+impl Handler<AskMetrics> for Monitor {
+    type Result = ResponseActFuture<Self, Bytes>;
+
+    fn handle(&mut self, _: AskMetrics, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.ask(0).map(|report, monitor, _| monitor.metrics(&report.state)))
     }
 }
 

@@ -216,6 +216,7 @@ impl Sources<'_> {
             until_seconds: finding.until,
             drained,
             circuit,
+            circuit_openings: shared.health.openings(),
             models: shared.health.slots().iter().filter_map(|slot| model(slot, now)).collect(),
             last_served_seconds_ago: ago(shared.health.last().0),
             last_failed_seconds_ago: ago(shared.health.last().1),

@@ -96,6 +96,20 @@ pub enum Level {
     Down,
 }
 
+impl Level {
+    /// The word used in the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Unknown => "unknown",
+            Self::Degraded => "degraded",
+            Self::Draining => "draining",
+            Self::Failing => "failing",
+            Self::Down => "down",
+        }
+    }
+}
+
 /// What the gateway was configured with.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Configuration {
@@ -131,6 +145,8 @@ pub struct Backend {
     pub drained: bool,
     /// Its own circuit.
     pub circuit: Circuit,
+    /// Times that its circuit or one of its models' has opened or failed its probe.
+    pub circuit_openings: u64,
     /// Models that have been asked for, and those whose circuit is not closed.
     pub models: Vec<Model>,
     /// Seconds since a request was last served.
@@ -400,6 +416,12 @@ impl Outcomes {
     /// All of them.
     pub fn sum(&self) -> u64 {
         self.served + self.failed + self.cancelled + self.truncated + self.cut
+    }
+}
+
+impl From<Outcomes> for [u64; 5] {
+    fn from(told: Outcomes) -> Self {
+        [told.served, told.failed, told.cancelled, told.truncated, told.cut]
     }
 }
 

@@ -71,8 +71,8 @@ impl Way {
 }
 
 /// Somebody who was let in.
-pub(super) struct Visitor {
-    pub(super) gateway: Rc<Gateway>,
+pub(in crate::http) struct Visitor {
+    pub(in crate::http) gateway: Rc<Gateway>,
     pub(super) role: Role,
     pub(super) way: Way,
     address: Option<IpAddr>,
@@ -90,7 +90,7 @@ impl Visitor {
 ///
 /// # Errors
 /// No token, a wrong one or one that may only look; without configured tokens, a request from elsewhere; guesses.
-pub(super) async fn enter(request: &HttpRequest, is_act: bool) -> Result<Visitor, Refused> {
+pub(in crate::http) async fn enter(request: &HttpRequest, is_act: bool) -> Result<Visitor, Refused> {
     let gateway = request.app_data::<Rc<Gateway>>().map(Rc::clone).ok_or_else(Refused::internal)?;
     let address = request.peer_addr().map(|peer| peer.ip());
     let (role, way) = admit(request, &gateway, address).await?;

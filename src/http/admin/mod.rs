@@ -23,7 +23,7 @@ use super::{Gateway, act, get, only, reply};
 use crate::monitor::{AskHistory, AskReport, History, Report, State};
 
 pub(crate) use access::Guesses;
-use access::enter;
+pub(super) use access::enter;
 /// What the page may do: nothing but what comes with the gateway.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -110,7 +110,7 @@ impl Refused {
         Self { status, message: message.to_owned(), code, retry_after: None }
     }
 
-    fn internal() -> Self {
+    pub(super) fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "an internal fault ended the request", "internal_error")
     }
 
