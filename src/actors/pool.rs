@@ -82,7 +82,6 @@ impl MessageResponse<Pool, Dispatch> for TailForward {
     fn handle(self, ctx: &mut Context<Pool>, reply: Option<OneshotSender<Reply>>) {
         let Some(reply) = reply else { return };
         let plan = &self.core.plan;
-        self.core.stats().borrow_mut().requests += 1;
         let ledger = Ledger { max_attempts: plan.max_attempts, ..Ledger::default() };
         let index = u16::try_from(plan.index).unwrap_or(u16::MAX);
         let only = plan.members.len() == 1;

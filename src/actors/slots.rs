@@ -366,7 +366,7 @@ pub const OUTCOMES: [&str; 5] = ["served", "failed", "cancelled", "truncated", "
 
 /// What a pool counts.
 pub struct PoolStats {
-    /// Requests taken.
+    /// Requests taken, also those that no client has sent: test prompts and standby checks.
     pub requests: u64,
     /// Requests served although an earlier try had failed.
     pub absorbed: u64,
@@ -388,6 +388,33 @@ pub struct PoolStats {
     pub hedge_budget: RetryBudget,
 }
 
+/// A request that a pool is asked for: counted when it begins, and by its outcome when it ends. One that is dropped was left
+/// by whoever had asked.
+pub struct Counting {
+    slots: Rc<Slots>,
+    pool: usize,
+    outcome: &'static str,
+}
+
+impl Counting {
+    /// A request begins.
+    pub fn begin(slots: &Rc<Slots>, pool: usize) -> Self {
+        slots.pools[pool].stats.borrow_mut().requests += 1;
+        Self { slots: Rc::clone(slots), pool, outcome: "cancelled" }
+    }
+
+    /// It has ended so, one of [`OUTCOMES`].
+    pub fn end(mut self, outcome: &'static str) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.slots.pools[self.pool].stats.borrow_mut().ended(self.outcome);
+    }
+}
+
 impl PoolStats {
     fn new(plan: &settings::Pool, now: std::time::Instant) -> Self {
         let share = plan.hedge.as_ref().map_or(0.0, |hedge| hedge.share);
@@ -405,8 +432,7 @@ impl PoolStats {
         }
     }
 
-    /// A request of this pool has ended.
-    pub fn ended(&mut self, outcome: &str) {
+    fn ended(&mut self, outcome: &str) {
         if let Some(place) = OUTCOMES.iter().position(|known| *known == outcome) {
             self.outcomes[place] += 1;
         }

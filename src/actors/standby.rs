@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::Dispatch;
-use super::slots::{SlotState, Slots};
+use super::slots::{Counting, SlotState, Slots};
 use crate::attempt::{Call, Reply};
 use crate::balance::CircuitState;
 use crate::chat::FailureClass;
@@ -106,9 +106,10 @@ async fn check(slots: Rc<Slots>, index: usize, was_well: Rc<Cell<Option<bool>>>)
     let Some(pool) = slots.shared.settings.pools.iter().find(|pool| pool.implicit && pool.members == [index]) else { return };
     let (Some(address), Some(call)) = (slots.pool(pool.index), call(&slots, &backend)) else { return };
     let begun = Instant::now();
-    let Ok(reply) = address.send(Dispatch(call)).await else { return };
-    let outcome = if reply.is_ok() { "served" } else { "failed" };
-    slots.pools[pool.index].stats.borrow_mut().ended(outcome);
+    let counting = Counting::begin(&slots, pool.index);
+    let reply = address.send(Dispatch(call)).await;
+    counting.end(if matches!(reply, Ok(Ok(_))) { "served" } else { "failed" });
+    let Ok(reply) = reply else { return };
     let (is_well, words) = match verdict(&reply) {
         Ok(()) => (true, format!("answers, after {} ms", begun.elapsed().as_millis())),
         Err(reason) => (false, reason),

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
 use super::Gateway;
-use crate::actors::slots::OpenRequest;
+use crate::actors::slots::{Counting, OpenRequest};
 use crate::attempt::{Answer, AnswerBody, COMMENT, Call, End, LiveBody, Reply};
 use crate::chat::{FailureClass, Usage};
 use crate::dialect::openai::error_event;
@@ -61,7 +61,8 @@ pub(super) struct RequestLog {
     usage: Option<Usage>,
     dropped: SmallVec<[Box<str>; 4]>,
     call: Option<Arc<Call>>,
-    pool_index: Option<usize>,
+    /// Its place in the statistics of its pool, once it has one.
+    counting: Option<Counting>,
     /// Place of its route in the statistics, once it has one.
     route_place: Option<usize>,
     /// Place among the open requests.
@@ -91,7 +92,7 @@ impl RequestLog {
             usage: None,
             dropped: SmallVec::new(),
             call: None,
-            pool_index: None,
+            counting: None,
             route_place: None,
             open: None,
         }
@@ -109,8 +110,8 @@ impl RequestLog {
 
     /// The request is read: from now on it has a story.
     pub(super) fn opened(&mut self, call: &Arc<Call>, pool: usize) {
-        self.pool_index = Some(pool);
         let slots = &self.gateway.slots;
+        self.counting = Some(Counting::begin(slots, pool));
         if slots.tells_stories()
             && let Some(pool) = &self.pool
         {
@@ -259,8 +260,8 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         self.gateway.shared.open_requests.fetch_sub(1, Ordering::Relaxed);
-        if let Some(pool) = self.pool_index {
-            self.gateway.slots.pools[pool].stats.borrow_mut().ended(self.outcome);
+        if let Some(counting) = self.counting.take() {
+            counting.end(self.outcome);
         }
         let duration = self.started.elapsed();
         self.count(duration);

@@ -13,7 +13,8 @@ use utoipa::ToSchema;
 
 use super::acts::Act;
 use super::{Problem, Refused, object, refuse};
-use crate::actors::{Dispatch, slots::Slots};
+use crate::actors::Dispatch;
+use crate::actors::slots::{Counting, Slots};
 use crate::attempt::{Answer, AnswerBody, Call, End, LiveBody};
 use crate::chat::Usage;
 use crate::http::Gateway;
@@ -127,10 +128,14 @@ async fn ask(gateway: &Gateway, backend: &Backend, prompt: &TestPrompt) -> Resul
         text: String::new(),
         steps: Steps::default(),
     };
-    let reply = address.send(Dispatch(Arc::clone(&call))).await.map_err(|_| gone())?;
-    match reply {
-        Ok(answer) => take(*answer, &mut result).await,
-        Err(error) => {
+    let counting = Counting::begin(slots, pool.index);
+    match address.send(Dispatch(Arc::clone(&call))).await {
+        Err(_) => {
+            counting.end("failed");
+            return Err(gone());
+        }
+        Ok(Ok(answer)) => take(*answer, &mut result).await,
+        Ok(Err(error)) => {
             let form = error.form();
             (result.status, result.error) = (form.status, Some(form.message));
         }
@@ -142,7 +147,7 @@ async fn ask(gateway: &Gateway, backend: &Backend, prompt: &TestPrompt) -> Resul
         _ => None,
     };
     result.steps = Steps::of(&call.trail.trace(), "open", &gateway.shared.settings);
-    slots.pools[pool.index].stats.borrow_mut().ended(result.outcome);
+    counting.end(result.outcome);
     Ok(result)
 }
 
