@@ -317,8 +317,8 @@ pub struct RestartReport {
     pub generation: u32,
     /// Attempts the old one carried when it was replaced.
     pub in_flight_at_start: usize,
-    /// The whole report, once the old one is gone.
-    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    /// What became of the old one, where that was awaited; told beside this.
+    #[serde(skip)]
     pub drained: Option<DrainReport>,
 }
 

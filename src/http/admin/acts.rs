@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::access::Visitor;
 use super::{Problem, Refused, enter, not_found, refuse};
 use crate::actors::slots::Shared;
-use crate::actors::{Cancel, CancelRequest, DrainBackend, DrainedBackend, RestartBackend, RestartReport};
+use crate::actors::{Cancel, CancelRequest, DrainBackend, DrainReport, DrainedBackend, RestartBackend, RestartReport};
 use crate::attempt::Cut;
 use crate::settings::{Backend, Child, Node, parse_duration};
 
@@ -82,6 +82,7 @@ fn duration(name: &str, text: Option<&str>) -> Result<Option<Duration>, Refused>
 #[into_params(parameter_in = Query)]
 pub(super) struct Waiting {
     /// How long what is in flight may take, such as `30s`.
+    #[param(pattern = "^[0-9]{1,6}(ms|s|m)$")]
     deadline: Option<String>,
     /// `1` or `true`: answer when the backend carries nothing any more.
     wait: Option<String>,
@@ -95,10 +96,21 @@ impl Waiting {
     }
 }
 
+/// What became of a restart whose end was awaited.
+#[derive(Serialize, ToSchema)]
+struct DrainedRestart {
+    /// How it began.
+    #[serde(flatten)]
+    begun: RestartReport,
+    /// What became of what the old providers carried.
+    #[serde(flatten)]
+    drained: DrainReport,
+}
+
 /// Replaces a backend's providers; what the old ones carry may finish.
 #[utoipa::path(
     post, path = "/admin/api/backends/{name}/restart", tag = "acts", params(("name" = String, Path, description = "the backend"), Waiting),
-    responses((status = 200, body = RestartReport, description = "with `wait`: the old providers are gone"), (status = 202, body = RestartReport, description = "the new providers take requests, the old ones finish"), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem))
+    responses((status = 200, body = DrainedRestart, description = "with `wait`: the old providers are gone"), (status = 202, body = RestartReport, description = "the new providers take requests, the old ones finish"), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem))
 )]
 pub(super) async fn restart(request: HttpRequest) -> Result<HttpResponse, Refused> {
     let act = Act::begin(&request).await?;
@@ -107,10 +119,14 @@ pub(super) async fn restart(request: HttpRequest) -> Result<HttpResponse, Refuse
     let wait = options.is_on();
     act.note("restart-requested", &json!({ "deadline": options.deadline }));
     let sent = act.visitor.gateway.director.send(RestartBackend { backend: act.backend.index, deadline, wait }).await;
-    let Ok(Ok(report)) = sent else { return Err(worker_gone()) };
-    act.note("restart", &report);
-    let status = if wait { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok(HttpResponse::build(status).json(report))
+    let Ok(Ok(mut begun)) = sent else { return Err(worker_gone()) };
+    let Some(drained) = begun.drained.take() else {
+        act.note("restart", &begun);
+        return Ok(HttpResponse::Accepted().json(begun));
+    };
+    let whole = DrainedRestart { begun, drained };
+    act.note("restart", &whole);
+    Ok(HttpResponse::Ok().json(whole))
 }
 
 /// Takes a backend out; what it carries may finish.

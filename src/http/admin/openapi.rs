@@ -15,7 +15,7 @@ use crate::journal::Event;
         acts::restart, acts::drain, acts::resume, acts::reset, acts::weight, acts::cancel, probe::test
     ),
     components(schemas(Event)),
-    modifiers(&Schemes),
+    modifiers(&Schemes, &Guessing),
     security(("token" = []), ("session" = []), ())
 )]
 struct Description;
@@ -28,6 +28,22 @@ impl utoipa::Modify for Schemes {
         let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("`admin.token` or `admin.readToken`"));
         components.add_security_scheme("token", SecurityScheme::Http(token.build()));
         components.add_security_scheme("session", SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::new("stagedoor_admin"))));
+    }
+}
+
+/// Whoever may be refused for a wrong token may be refused for too many of them.
+struct Guessing;
+
+impl utoipa::Modify for Guessing {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        for item in description.paths.paths.values_mut() {
+            for operation in [&mut item.get, &mut item.post, &mut item.delete].into_iter().flatten() {
+                let responses = &mut operation.responses.responses;
+                if let Some(refused) = responses.get("401").cloned() {
+                    responses.insert("429".to_owned(), refused);
+                }
+            }
+        }
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) struct TestPrompt {
     /// What to ask.
     prompt: String,
     /// Model to ask for; without it, the backend's own.
+    #[schema(pattern = "^[ -~]{1,256}$")]
     model: Option<String>,
     /// Whether to ask for a stream.
     stream: bool,
@@ -85,12 +86,14 @@ struct TestResult {
 pub(super) async fn test(request: HttpRequest, body: web::Bytes) -> Result<HttpResponse, Refused> {
     let act = Act::begin(&request).await?;
     let prompt = match body.is_empty() {
-        true => TestPrompt::default(),
-        false => object(&body).map_err(|error| {
+        true => None,
+        false if body.trim_ascii() == b"null" => None,
+        false => object(&body).map(Some).map_err(|error| {
             let words = format!("the body is an object with `prompt`, `model` and `stream`: {error}");
             refuse(StatusCode::BAD_REQUEST, &words, "invalid_value")
         })?,
     };
+    let prompt: TestPrompt = prompt.unwrap_or_default();
     let result = ask(&act.visitor.gateway, &act.backend, &prompt).await?;
     let seconds = |time: Option<f64>| time.map(|time| (time * 1e3).round() / 1e3);
     act.note(

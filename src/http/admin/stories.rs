@@ -22,9 +22,10 @@ const FLIGHTS: usize = 1_000;
 #[into_params(parameter_in = Query)]
 pub(super) struct ListOptions {
     /// Most requests that have ended; default 100, at most 10,000.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, maximum = 10_000)]
     limit: Option<usize>,
     /// Only those that have ended so: `served`, `failed`, `cancelled`, `truncated`, `cut`, or `absorbed`.
+    #[param(pattern = "^(served|failed|cancelled|truncated|cut|absorbed)$")]
     outcome: Option<String>,
 }
 
