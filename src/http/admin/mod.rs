@@ -68,7 +68,9 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
                     .service(act("/backends/{name}/resume").route(web::post().to(acts::resume)))
                     .service(act("/backends/{name}/reset").route(web::post().to(acts::reset)))
                     .service(act("/backends/{name}/weight").route(web::post().to(acts::weight)))
-                    .service(act("/backends/{name}/test").route(web::post().to(probe::test))),
+                    .service(act("/backends/{name}/test").route(web::post().to(probe::test)))
+                    // A scope does not take over the one that it is in.
+                    .default_service(web::to(reply::unknown_path)),
             )
             .default_service(web::to(reply::unknown_path)),
     );
