@@ -1,5 +1,6 @@
 """The operator's API does what its own description says, whatever is asked of it."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -20,19 +21,25 @@ STREAM = "/admin/api/events"
 SESSION = "/admin/api/session"
 
 
-@pytest.fixture
-def gateway(tmp_path):
-    """A gateway with something to tell: requests that went well and requests that did not."""
-    gateway = Operated(tmp_path)
-    for number in range(30):
-        body = {"model": "main", "stream": number % 2 == 0, "messages": [{"role": "user", "content": "hi"}]}
-        gateway.http.post(f"{gateway.url}/v1/chat/completions", headers=bearer(CLIENT), json=body)
-        gateway.http.post(f"{gateway.url}/single/v1/chat/completions", headers=bearer(CLIENT), json=body)
-    gateway.settled()
+@contextlib.contextmanager
+def running(folder):
+    gateway = Operated(folder)
     yield gateway
     alive = gateway.process.poll() is None
     gateway.stop()
     assert alive, "the gateway has died"
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    """A gateway with something to tell: requests that went well and requests that did not."""
+    with running(tmp_path_factory.mktemp("operated")) as gateway:
+        for number in range(30):
+            body = {"model": "main", "stream": number % 2 == 0, "messages": [{"role": "user", "content": "hi"}]}
+            gateway.http.post(f"{gateway.url}/v1/chat/completions", headers=bearer(CLIENT), json=body)
+            gateway.http.post(f"{gateway.url}/single/v1/chat/completions", headers=bearer(CLIENT), json=body)
+        gateway.settled()
+        yield gateway
 
 
 def explore(gateway, *options):
@@ -41,17 +48,6 @@ def explore(gateway, *options):
     command += ["--generation-database", "none", "--warnings", "off", *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=gateway.log.parent)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
-
-
-@pytest.mark.timeout(120)
-def test_the_api_answers_as_it_is_described(gateway):
-    explore(gateway, "--exclude-path", STREAM, "--exclude-path", SESSION, "--max-examples", "12")
-
-
-@pytest.mark.timeout(120)
-def test_sessions_are_answered_as_they_are_described(gateway):
-    # Wrong tokens are answered slowly, and soon not looked at: the right one, too.
-    explore(gateway, "--include-path", SESSION, "--max-examples", "12", "--phases", "coverage,fuzzing")
 
 
 def described(gateway, name):
@@ -92,3 +88,29 @@ def test_what_is_in_flight_and_what_a_restart_did_is_as_described(gateway):
     restarted = gateway.admin("POST", "/backends/b/restart?wait=1").json()
     described(gateway, "DrainedRestart").validate(restarted)
     assert {"id", "backend", "generation", "in_flight_at_start", "completed", "moved", "cut", "workers"} <= restarted.keys()
+
+
+@pytest.mark.parametrize("path", ["/session", "/backends/a/test"])
+def test_a_body_that_is_too_large_is_refused_in_the_form_of_all_errors(gateway, path):
+    reply = gateway.admin("POST", path, content=b" " * 300_000)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/backends/a/nothing", "/../nothing"])
+def test_paths_that_do_not_exist_never_reach_the_side_of_clients(gateway, path):
+    before = gateway.state()["routes"]
+    reply = gateway.admin("POST", path)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_path")
+    assert gateway.state()["routes"] == before
+
+
+@pytest.mark.timeout(120)
+def test_the_api_answers_as_it_is_described(gateway):
+    explore(gateway, "--exclude-path", STREAM, "--exclude-path", SESSION, "--max-examples", "12")
+
+
+@pytest.mark.timeout(120)
+def test_sessions_are_answered_as_they_are_described(tmp_path):
+    # Wrong tokens are answered slowly, and soon not looked at: the right one, too.
+    with running(tmp_path) as gateway:
+        explore(gateway, "--include-path", SESSION, "--max-examples", "12", "--phases", "coverage,fuzzing")

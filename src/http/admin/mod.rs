@@ -169,6 +169,17 @@ fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_value(fields.into())
 }
 
+/// A body as far as it may be sent.
+///
+/// # Errors
+/// One that is too large or breaks off.
+fn whole(body: Result<web::Bytes, actix_web::Error>) -> Result<web::Bytes, Refused> {
+    body.map_err(|error| match error.as_response_error().status_code() {
+        StatusCode::PAYLOAD_TOO_LARGE => refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", "body_too_large"),
+        _ => refuse(StatusCode::BAD_REQUEST, "the body could not be read", "incomplete_body"),
+    })
+}
+
 fn not_found(message: &str) -> Refused {
     refuse(StatusCode::NOT_FOUND, message, "not_found")
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::acts::Act;
-use super::{Problem, Refused, object, refuse};
+use super::{Problem, Refused, object, refuse, whole};
 use crate::actors::Dispatch;
 use crate::actors::slots::{Counting, Slots};
 use crate::attempt::{Answer, AnswerBody, Call, End, LiveBody};
@@ -81,10 +81,11 @@ struct TestResult {
 /// The provider may charge for it.
 #[utoipa::path(
     post, path = "/admin/api/backends/{name}/test", tag = "acts", params(("name" = String, Path, description = "the backend")), request_body = Option<TestPrompt>,
-    responses((status = 200, body = TestResult, description = "the result, also of a request that failed"), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem))
+    responses((status = 200, body = TestResult, description = "the result, also of a request that failed"), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 413, body = Problem), (status = 503, body = Problem))
 )]
-pub(super) async fn test(request: HttpRequest, body: web::Bytes) -> Result<HttpResponse, Refused> {
+pub(super) async fn test(request: HttpRequest, body: Result<web::Bytes, actix_web::Error>) -> Result<HttpResponse, Refused> {
     let act = Act::begin(&request).await?;
+    let body = whole(body)?;
     let prompt = match body.is_empty() {
         true => None,
         false if body.trim_ascii() == b"null" => None,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::access::{Role, Way, check_token, enter, same_origin};
-use super::{Problem, Refused, object};
+use super::{Problem, Refused, object, whole};
 use crate::http::{Gateway, reply};
 use crate::settings::Settings;
 
@@ -48,12 +48,12 @@ pub(super) async fn show(request: HttpRequest) -> Result<HttpResponse, Refused> 
 /// Trades a token for a session cookie.
 #[utoipa::path(
     post, path = "/admin/api/session", tag = "session", request_body = Login, security(()),
-    responses((status = 200, body = Session), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 429, body = Problem))
+    responses((status = 200, body = Session), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 413, body = Problem), (status = 429, body = Problem))
 )]
-pub(super) async fn begin(request: HttpRequest, body: web::Bytes) -> Result<HttpResponse, Refused> {
+pub(super) async fn begin(request: HttpRequest, body: Result<web::Bytes, actix_web::Error>) -> Result<HttpResponse, Refused> {
     same_origin(&request)?;
     let gateway = request.app_data::<std::rc::Rc<Gateway>>().cloned().ok_or_else(Refused::internal)?;
-    let Ok(Login { token }) = object(&body) else {
+    let Ok(Login { token }) = object(&whole(body)?) else {
         return Err(Refused::new(StatusCode::BAD_REQUEST, "the body is `{\"token\": \"...\"}`", "invalid_value"));
     };
     let role = check_token(&gateway, &token, request.peer_addr().map(|peer| peer.ip())).await?;
