@@ -72,7 +72,7 @@ pub struct SharedBackend {
     pub health: Arc<Health>,
     /// Whether an operator has taken it out.
     pub drained: AtomicBool,
-    /// When, as a raw [`Moment`]; 0 for never.
+    /// When, as a raw [`crate::balance::Moment`]; 0 for never.
     pub drained_at: AtomicU64,
     /// Open connections to it.
     pub connections: Arc<AtomicU64>,
