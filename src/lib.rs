@@ -19,8 +19,8 @@
 //! Dependencies point one way: `main -> startup -> {http, shard} -> monitor -> actors -> attempt -> dialect -> {balance, chat}`;
 //! [`error`], [`settings`] and [`telemetry`] are leaves; [`top`] is a client. Every worker owns a full copy of pools, providers and
 //! connections ([`shard`]); what the process shares is in [`actors::slots::Shared`]. What became of a request is told in
-//! its [`story`], what became of backends in the [`journal`]; what operators see of both, and of everything that is counted,
-//! is made by the [`monitor`] and served by `http::admin`.
+//! its [`story`], what became of backends in the [`journal`]; [`monitor`] adds up what the workers count and makes what
+//! operators see, served by `http::admin` and `http::metrics`.
 
 pub mod actors;
 pub mod attempt;

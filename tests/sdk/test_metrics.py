@@ -260,6 +260,14 @@ def test_every_metric_and_label_of_a_query_that_ships_exists(metrics, queries):
     assert count > 10
 
 
+def test_the_readme_names_every_metric_and_no_other(metrics):
+    readme = (HERE.parents[1] / "README.md").read_text()
+    table = readme.split("### Metrics\n")[1].split("\n| metrics")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    kinds = re.findall(r"^# TYPE stagedoor_(\S+)", metrics.text, re.MULTILINE)
+    assert named == set(kinds)
+
+
 def test_the_dashboard_can_be_imported(metrics):
     dashboard = json.loads(DASHBOARD.read_text())
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
