@@ -13,7 +13,7 @@ const PER_DOUBLING: usize = 4;
 /// Durations in buckets, four per doubling from 0.1 ms to about 1,700 s.
 #[derive(Debug, Clone)]
 pub struct Histogram {
-    counts: Box<[u32; BUCKETS]>,
+    counts: Box<[u64; BUCKETS]>,
     total: u64,
     sum: Duration,
 }
@@ -28,7 +28,7 @@ impl Histogram {
     /// Counts a duration.
     pub fn add(&mut self, duration: Duration) {
         let bucket = bucket_of(duration);
-        self.counts[bucket] = self.counts[bucket].saturating_add(1);
+        self.counts[bucket] += 1;
         self.total += 1;
         self.sum = self.sum.saturating_add(duration);
     }
@@ -48,14 +48,14 @@ impl Histogram {
         for count in self.counts.iter_mut() {
             *count /= 2;
         }
-        self.total = self.counts.iter().map(|count| u64::from(*count)).sum();
+        self.total = self.counts.iter().sum();
         self.sum /= 2;
     }
 
     /// Adds what another worker counted.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(other.counts.iter()) {
-            *mine = mine.saturating_add(*theirs);
+            *mine += theirs;
         }
         self.total += other.total;
         self.sum = self.sum.saturating_add(other.sum);
@@ -75,7 +75,7 @@ impl Histogram {
         let wanted = (self.total as f64 * share).ceil().max(1.0);
         let mut seen = 0.0;
         for (bucket, count) in self.counts.iter().enumerate() {
-            seen += f64::from(*count);
+            seen += *count as f64;
             if seen >= wanted {
                 return Some(upper_bound(bucket));
             }
@@ -89,7 +89,7 @@ impl Histogram {
         let mut below = 0;
         // What is longer than the last bound was counted in the last bucket.
         self.counts.chunks(PER_DOUBLING).take(BUCKETS / PER_DOUBLING - 1).enumerate().map(move |(octave, counts)| {
-            below += counts.iter().map(|count| u64::from(*count)).sum::<u64>();
+            below += counts.iter().sum::<u64>();
             (upper_bound((octave + 1) * PER_DOUBLING - 1).as_secs_f64(), below)
         })
     }
@@ -244,6 +244,18 @@ mod tests {
         let before = histogram.clone();
         histogram.add(Duration::from_secs(9));
         assert_eq!((histogram.since(&before).total(), histogram.since(&before).sum()), (1, Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn a_bucket_holds_more_than_a_month_of_chunks() {
+        let mut histogram = Histogram::default();
+        histogram.add(Duration::from_millis(1));
+        for _ in 0..40 {
+            let same = histogram.clone();
+            histogram.merge(&same);
+        }
+        assert_eq!(histogram.total(), 1 << 40);
+        assert_eq!(histogram.doublings().last().map(|(_, below)| below), Some(1 << 40));
     }
 
     #[test]
