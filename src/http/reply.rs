@@ -53,6 +53,8 @@ pub(super) struct RequestLog {
     status: u16,
     outcome: &'static str,
     class: Option<&'static str>,
+    /// Whether it failed by what the client is to mend.
+    is_clients: bool,
     backend: Option<Arc<str>>,
     served_by: Option<Arc<Backend>>,
     model: Option<Box<str>>,
@@ -84,6 +86,7 @@ impl RequestLog {
             status: 0,
             outcome: "cancelled",
             class: None,
+            is_clients: false,
             backend: None,
             served_by: None,
             model: None,
@@ -137,8 +140,10 @@ impl RequestLog {
         self.usage = answer.usage;
     }
 
-    fn failed(&mut self, error: &GatewayError, status: u16) {
+    /// `meant` is the status of an error whose stream had begun with another one.
+    fn failed(&mut self, error: &GatewayError, status: u16, meant: u16) {
         self.status = status;
+        self.is_clients = is_clients(meant);
         self.outcome = "failed";
         self.class = Some(error.class());
         if let GatewayError::Upstream(failure) = error {
@@ -189,7 +194,7 @@ impl RequestLog {
         }
         if let Some(class) = self.class {
             route.count_class(class, 1);
-            route.client_errors += u64::from(self.outcome == "failed" && is_clients(self.status));
+            route.client_errors += u64::from(self.is_clients);
         }
     }
 
@@ -376,7 +381,8 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
         Ok(answer) => answer,
         Err(failure) => {
             let mut response = error(&failure);
-            log.failed(&failure, response.status().as_u16());
+            let status = response.status().as_u16();
+            log.failed(&failure, status, status);
             if let Some(tried) = log.tried().and_then(|tried| HeaderValue::try_from(tried).ok()) {
                 response.headers_mut().insert(X_FAILED, tried);
             }
@@ -482,7 +488,7 @@ impl ClientBody {
             Err(failure) => {
                 let form = failure.form();
                 if let Some(log) = &mut self.log {
-                    log.failed(&failure, 200);
+                    log.failed(&failure, 200, form.status);
                 }
                 State::Rest(error_event(&form.message, &form.kind, form.code.as_deref().unwrap_or("error")))
             }

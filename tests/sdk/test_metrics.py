@@ -191,6 +191,34 @@ def test_counters_only_grow(gateway, metrics):
     assert after.sum("process_start_time_seconds") == metrics.sum("process_start_time_seconds")
 
 
+def test_a_clients_error_is_one_also_when_its_stream_had_begun_with_comments(tmp_path):
+    settings = tmp_path / "late.yaml"
+    settings.write_text("""
+server: { port: 0, workers: 1 }
+backends:
+  - name: pool
+    type: pool
+    strategy: weighted
+    backends: [{ name: slow, weight: 1 }, { name: strict, weight: 0 }]
+  - name: slow
+    type: simulated
+    config: { timeout: 200ms, keepAlive: 20ms, faults: [{ kind: slow-head, after: 5s, probability: 1 }] }
+  - name: strict
+    type: simulated
+    config: { faults: [{ kind: status, status: 400, probability: 1 }] }
+""")
+    late = Operated(tmp_path, settings)
+    try:
+        reply = chat(late, model="pool", stream=True)
+        assert reply.status_code == 200 and reply.text.startswith(":") and '"error"' in reply.text
+        metrics = Metrics(late.http.get(f"{late.url}/metrics").text)
+        assert metrics.sum("stagedoor_requests_total", outcome="failed") == 1
+        assert metrics.sum("stagedoor_request_failures_total", **{"class": "caller"}) == 1
+        assert metrics.sum("stagedoor_client_errors_total") == 1
+    finally:
+        late.stop()
+
+
 def test_the_page_is_small_with_two_hundred_backends(tmp_path):
     names = [f"b{number}" for number in range(200)]
     backends = "".join(f"  - {{ name: {name}, type: simulated }}\n" for name in names)
