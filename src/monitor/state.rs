@@ -373,7 +373,7 @@ pub struct Pool {
     pub strategy: &'static str,
     /// Whether another member is tried when one fails.
     pub fallback: bool,
-    /// Requests taken.
+    /// Requests taken: the sum of `outcomes` + those that are open. A pool of one also counts test prompts and standby checks.
     pub requests: u64,
     /// Requests served although an earlier try had failed.
     pub absorbed: u64,

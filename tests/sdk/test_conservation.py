@@ -11,6 +11,7 @@ import pytest
 
 from operated import CLIENT, OUTCOMES, Operated, bearer
 
+# At least so many.
 REQUESTS = 700
 AT_ONCE = 24
 SEED = 20_261_129
@@ -45,13 +46,13 @@ class Clients:
     async def run(self):
         limits = httpx.Limits(max_connections=AT_ONCE * 2)
         async with httpx.AsyncClient(base_url=self.gateway.url, timeout=30, limits=limits) as self.http:
-            gate = asyncio.Semaphore(AT_ONCE)
+            operating = asyncio.create_task(self.operate())
 
             async def one():
-                async with gate:
+                while len(self.sent) < REQUESTS or not operating.done():
                     await self.ask()
 
-            await asyncio.gather(*(one() for _ in range(REQUESTS)), self.operate())
+            await asyncio.gather(*(one() for _ in range(AT_ONCE)), operating)
 
     async def ask(self):
         kind = self.draw.random()
