@@ -219,6 +219,21 @@ backends:
         late.stop()
 
 
+def test_a_route_with_the_name_of_what_has_none_is_told_with_it(tmp_path):
+    settings = tmp_path / "none.yaml"
+    route = "{ name: none, path: /v1/chat/completions, backend: s }"
+    settings.write_text(f"server: {{ port: 0 }}\nbackends: [{{ name: s, type: simulated }}]\nroutes: [{route}]\n")
+    gateway = Operated(tmp_path, settings)
+    try:
+        assert [chat(gateway, path).status_code for path in ["/v1/chat/completions", "/v1/nothing"]] == [200, 404]
+        metrics = Metrics(gateway.http.get(f"{gateway.url}/metrics").text)
+        counts = {s.labels["outcome"]: s.value for s in metrics.of("stagedoor_requests_total", route="none")}
+        assert counts == {"served": 1, "failed": 1, "cancelled": 0, "truncated": 0, "cut": 0}
+        assert len(metrics.of("stagedoor_requests_total")) == len(OUTCOMES)
+    finally:
+        gateway.stop()
+
+
 def test_the_page_is_small_with_two_hundred_backends(tmp_path):
     names = [f"b{number}" for number in range(200)]
     backends = "".join(f"  - {{ name: {name}, type: simulated }}\n" for name in names)
@@ -334,3 +349,9 @@ def test_promtool_takes_the_alerts_and_every_query_of_the_dashboard(tmp_path):
     for path in [ALERTS, file]:
         checked = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True)
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_only_then():
+    checked = subprocess.run(["promtool", "test", "rules", str(HERE / "alerts_test.yaml")], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
