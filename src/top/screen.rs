@@ -188,7 +188,7 @@ fn backend_row(backend: &Value, is_stale: bool) -> Row<'_> {
     };
     let recent = &backend["recent"];
     let share = &backend["shares"][0];
-    let percent = |value: &Value| value.as_f64().map_or("-".to_owned(), |share| format!("{:.0}", share * 100.0));
+    let percent = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |share| format!("{:.0}", share * 100.0));
     let limit = backend["permits"]["limit"].as_u64().map_or(String::new(), |limit| format!("/{limit}"));
     let failed: u64 = recent["failures"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
     let cells = [
@@ -196,7 +196,7 @@ fn backend_row(backend: &Value, is_stale: bool) -> Row<'_> {
         Cell::from(condition).style(Style::new().fg(color).add_modifier(Modifier::BOLD)),
         Cell::from(text(&backend["reason"])),
         Cell::from(span(backend["since_seconds"].as_f64())),
-        Cell::from(backend["until_seconds"].as_f64().map_or("-".to_owned(), |until| span(Some(until)))),
+        Cell::from(backend["until_seconds"].as_f64().map_or_else(|| "-".to_owned(), |until| span(Some(until)))),
         Cell::from(if share.is_null() {
             "-".to_owned()
         } else {
@@ -224,7 +224,7 @@ fn in_flight_of(view: &View) -> Table<'_> {
             text(&flight["model"]).to_owned(),
             count(&flight["attempt"]),
             count(&flight["content_events"]),
-            flight["content_events_per_second"].as_f64().map_or("-".to_owned(), |pace| format!("{pace:.1}")),
+            flight["content_events_per_second"].as_f64().map_or_else(|| "-".to_owned(), |pace| format!("{pace:.1}")),
         ])
     });
     let widths = [
@@ -262,7 +262,7 @@ fn text(value: &Value) -> &str {
 }
 
 fn count(value: &Value) -> String {
-    value.as_u64().map_or("-".to_owned(), |count| count.to_string())
+    value.as_u64().map_or_else(|| "-".to_owned(), |count| count.to_string())
 }
 
 /// A time in at most six letters.
