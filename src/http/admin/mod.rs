@@ -39,12 +39,10 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .add(("cross-origin-resource-policy", "same-origin"))
         .add((header::CACHE_CONTROL, "no-store"));
     config.service(
-        web::scope("/admin")
+        page::files(web::scope("/admin"))
             .wrap(headers)
             .service(get("").route(web::get().to(page::html)))
             .service(get("/").route(web::get().to(page::html)))
-            .service(get("/page.css").route(web::get().to(page::css)))
-            .service(get("/page.js").route(web::get().to(page::js)))
             .service(
                 web::scope("/api")
                     .service(get("/openapi.json").route(web::get().to(openapi::show)))

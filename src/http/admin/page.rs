@@ -1,18 +1,41 @@
 //! The page, as it is in the binary. It holds nothing that is secret: all it shows comes from the API.
 
-use actix_web::HttpResponse;
 use actix_web::http::header;
+use actix_web::{HttpResponse, Scope, web};
+
+use crate::http::get;
+
+/// What the page loads, by name.
+const FILES: [(&str, &str); 17] = [
+    ("page.css", include_str!("page/page.css")),
+    ("theme.js", include_str!("page/theme.js")),
+    ("page.js", include_str!("page/page.js")),
+    ("acts.js", include_str!("page/acts.js")),
+    ("api.js", include_str!("page/api.js")),
+    ("backends.js", include_str!("page/backends.js")),
+    ("dom.js", include_str!("page/dom.js")),
+    ("events.js", include_str!("page/events.js")),
+    ("gateway.js", include_str!("page/gateway.js")),
+    ("keys.js", include_str!("page/keys.js")),
+    ("live.js", include_str!("page/live.js")),
+    ("requests.js", include_str!("page/requests.js")),
+    ("spark.js", include_str!("page/spark.js")),
+    ("story.js", include_str!("page/story.js")),
+    ("supervisor.js", include_str!("page/supervisor.js")),
+    ("verdict.js", include_str!("page/verdict.js")),
+    ("words.js", include_str!("page/words.js")),
+];
 
 pub(super) async fn html() -> HttpResponse {
     asset("text/html; charset=utf-8", include_str!("page/index.html"))
 }
 
-pub(super) async fn css() -> HttpResponse {
-    asset("text/css; charset=utf-8", include_str!("page/page.css"))
-}
-
-pub(super) async fn js() -> HttpResponse {
-    asset("text/javascript; charset=utf-8", include_str!("page/page.js"))
+/// Adds a route for each of the page's files.
+pub(super) fn files(scope: Scope) -> Scope {
+    FILES.into_iter().fold(scope, |scope, (name, text)| {
+        let kind = if name.ends_with(".css") { "text/css; charset=utf-8" } else { "text/javascript; charset=utf-8" };
+        scope.service(get(&format!("/{name}")).route(web::get().to(move || async move { asset(kind, text) })))
+    })
 }
 
 fn asset(kind: &'static str, text: &'static str) -> HttpResponse {

@@ -1,0 +1,89 @@
+// What each worker keeps running: its pools, and its provider for each backend.
+
+import { byId, copy, icon, Keyed, mark, partsOf, write } from "./dom.js";
+import { count, left, several, span } from "./words.js";
+
+/** With more backends, a worker's branch is closed until somebody opens it. */
+const FEW = 12;
+
+export class Supervisor {
+  constructor() {
+    this.workers = new Keyed(partsOf(byId("supervisor")).workers, (worker) => worker.number, (worker) => new Worker(worker));
+  }
+
+  update(state) {
+    const numbers = [...new Set([...state.workers, ...state.late_workers])].sort((a, b) => a - b);
+    this.workers.update(numbers.map((number) => ({ number, state, isLate: state.late_workers.includes(number) })));
+  }
+}
+
+class Worker {
+  constructor({ state }) {
+    Object.assign(this, copy("worker"));
+    this.root.open = state.backends.length <= FEW;
+    this.pools = new Keyed(this.parts.pools, (leaf) => leaf.name, () => new Leaf());
+    this.providers = new Keyed(this.parts.providers, (leaf) => leaf.name, () => new Leaf());
+    this.root.addEventListener("toggle", () => this.branch());
+  }
+
+  update(worker) {
+    this.worker = worker;
+    const { root, parts } = this;
+    const { number, state, isLate } = worker;
+    mark(root, "data-tone", isLate ? "late" : null);
+    icon(parts.icon, isLate ? "late" : "well");
+    write(parts.name, `worker ${number}`);
+    const restarts = sum(state.backends, (backend) => of(backend.providers, number)?.restarts ?? 0);
+    const parked = sum(state.pools, (pool) => of(pool.workers, number)?.parked ?? 0);
+    const words = `${several(parked, "request")} waiting for a member, ${several(restarts, "restart")}`;
+    write(parts.words, isLate ? `has not answered in time: what follows is old. ${words}` : words);
+    if (root.open) this.branch();
+  }
+
+  branch() {
+    const { number, state } = this.worker;
+    const pools = state.pools.filter((pool) => !pool.implicit).map((pool) => poolLeaf(pool, of(pool.workers, number)));
+    this.pools.update([...pools, oneLeaf(state.pools, number)]);
+    this.providers.update(state.backends.map((backend) => providerLeaf(backend, of(backend.providers, number))));
+  }
+}
+
+const of = (list, number) => list.find((entry) => entry.worker === number);
+const sum = (list, value) => list.reduce((all, entry) => all + value(entry), 0);
+
+function poolLeaf(pool, here) {
+  const words = here ? `${pool.strategy}, ${several(here.requests, "request")}, ${count(here.parked)} waiting, ${several(here.restarts, "restart")}` : "not known";
+  return { name: pool.name, words, symbol: here ? "well" : "unknown" };
+}
+
+/** The pools of one, together. */
+function oneLeaf(pools, number) {
+  const own = pools.filter((pool) => pool.implicit).map((pool) => of(pool.workers, number)).filter(Boolean);
+  const words = `for ${several(own.length, "backend")}: ${several(sum(own, (pool) => pool.requests), "request")}, ${count(sum(own, (pool) => pool.parked))} waiting, ${several(sum(own, (pool) => pool.restarts), "restart")}`;
+  return { name: "pools of one", words, symbol: "well" };
+}
+
+const SYMBOLS = { up: "well", "backing-off": "starting", failed: "failed" };
+
+function providerLeaf(backend, here) {
+  if (here === undefined) return { name: backend.name, words: "not known", symbol: "unknown" };
+  const draining = here.draining > 0 ? `, ${count(here.draining)} draining` : "";
+  const crashes = here.crashes > 0 ? `, ${several(here.crashes, "crash", "crashes")}` : "";
+  const reason = here.last_reason === null ? "" : ` (${here.last_reason})`;
+  const life = here.state === "up" ? `up ${span(here.uptime_seconds)}` : `${here.state}${here.next_start_seconds === null ? "" : `, starts in ${left(here.next_start_seconds)}`}`;
+  const words = `generation ${here.generation}, ${life}, ${count(here.in_flight)} in flight${draining}, queue ${count(here.queued)}, ${several(here.restarts, "restart")}${crashes}${reason}`;
+  return { name: backend.name, words, symbol: SYMBOLS[here.state] ?? "unknown" };
+}
+
+class Leaf {
+  constructor() {
+    Object.assign(this, copy("leaf"));
+  }
+
+  update({ name, words, symbol }) {
+    icon(this.parts.icon, symbol);
+    mark(this.root, "data-symbol", symbol);
+    write(this.parts.name, name);
+    write(this.parts.words, words);
+  }
+}
