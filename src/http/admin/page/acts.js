@@ -99,7 +99,9 @@ function testDetails(result) {
 }
 
 export class Acts {
-  constructor() {
+  /** `told()` is called when the last act of a backend has changed. */
+  constructor(told) {
+    this.told = told;
     this.dialog = byId("act");
     this.parts = partsOf(this.dialog);
     this.form = this.dialog.querySelector("form");
@@ -194,7 +196,10 @@ export class Acts {
       mark(this.parts.outcome, "data-tone", tone);
     }
     if (current.target.isRequest) return;
-    this.last.set(current.target.name, { words: `${current.act.verb}: ${words}`, tone });
+    const last = { words: `${current.act.verb}: ${words}`, tone };
+    if (this.last.get(current.target.name)?.words === last.words) return;
+    this.last.set(current.target.name, last);
+    this.told();
   }
 }
 

@@ -21,7 +21,7 @@ const HOUR_MS = 15_000;
 class Page {
   constructor() {
     this.hour = new Hour();
-    this.acts = new Acts();
+    this.acts = new Acts(() => this.backends.draw());
     this.story = new Story();
     this.verdict = new Verdict();
     this.backends = new Backends(this.hour, this.acts.last);

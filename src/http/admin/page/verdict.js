@@ -40,7 +40,7 @@ export class Verdict {
     write(parts.words, verdict.words);
     write(parts.down, `${count(verdict.backends_down)} of ${count(verdict.backends)}`);
     mark(parts.downBox, "data-tone", verdict.backends_down > 0 ? "warn" : null);
-    write(parts.window, verdict.window_seconds >= 300 ? "5 min" : span(verdict.window_seconds));
+    write(parts.window, windowOf(verdict.window_seconds));
     write(parts.errors, known(verdict.error_rate, percent));
     mark(parts.errorBox, "title", `${count(verdict.failed)} of ${count(verdict.requests)} requests`);
     mark(parts.errorBox, "data-tone", verdict.failed > 0 ? (verdict.error_rate > 0.01 ? "bad" : "warn") : null);
@@ -73,8 +73,11 @@ export class Verdict {
     bars(this.parts.served, sums.requests, most, 32);
     bars(this.parts.failed, sums.failed, most, 32);
     const [requests, failed] = [sum(sums.requests), sum(sums.failed)];
-    write(this.parts.hour, sums.steps === 0 ? "" : `: ${count(requests)} requests, ${count(failed)} failed`);
+    write(this.parts.hour, sums.steps === 0 ? "" : `: ${count(requests)}, ${count(failed)} failed`);
   }
 }
+
+/** What the numbers are of; the first minutes after a start have less. */
+const windowOf = (seconds) => (seconds < 60 ? span(seconds) : `${Math.min(5, Math.floor(seconds / 60))}\u00a0min`);
 
 const sum = (values) => values.reduce((all, value) => all + value, 0);
