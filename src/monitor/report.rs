@@ -137,8 +137,13 @@ impl Sources<'_> {
         let circuit = &shared.health.circuit;
         match circuit.state(now) {
             CircuitState::Open { until, class } => {
-                let words = format!("circuit open: {}, {} in a row", class.word(), circuit.streak());
-                return found(Condition::Open, words, Some(until.since(now).as_secs_f64()));
+                let until = Some(until.since(now).as_secs_f64());
+                // What has crashed too often tells more than its circuit.
+                let words = match self.last_reason(index) {
+                    Some(reason) if class == FailureClass::Crashed => reason,
+                    _ => format!("circuit open: {}, {} in a row", class.word(), circuit.streak()),
+                };
+                return found(Condition::Open, words, until);
             }
             CircuitState::HalfOpen { class, .. } => {
                 let words = format!("was {}: the next request decides whether it answers again", class.word());

@@ -69,10 +69,10 @@ export async function stop(child) {
   await ended;
 }
 
-/** Starts a gateway with these settings. */
-export async function startGateway(settings) {
+/** Starts a gateway with these settings; port 0 is a free one. */
+export async function startGateway(settings, port = 0) {
   const config = join(folder, `${(configs += 1)}.json`);
-  const all = { server: { host: "127.0.0.1", port: 0 }, telemetry: { accessLog: false }, ...settings };
+  const all = { server: { host: "127.0.0.1", port }, telemetry: { accessLog: false }, ...settings };
   writeFileSync(config, JSON.stringify(all));
   const child = start(["--config", config]);
   const address = await printed(child, /"message":"listening","address":"([0-9.:]+)"/);

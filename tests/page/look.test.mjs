@@ -83,6 +83,24 @@ test("a gateway that says nothing is shown as not live until it speaks again", a
   });
 });
 
+test("a gateway that was started again is shown as it is now", async () => {
+  const settings = { backends: [simulated("solo")] };
+  const first = await startGateway(settings);
+  await fetch(`${first.url}/admin/api/backends/solo/reset`, { method: "POST" });
+  await withPage(first, { expected: [/net::ERR_/] }, async (page) => {
+    await drawn(page);
+    await says(page, ".events li", /reset by loopback/);
+    await first.stop();
+    await says(page, "#stale", /not live/i);
+    assert.ok(await page.locator("#stale").isVisible());
+    const second = await startGateway(settings, Number(new URL(first.url).port));
+    await fetch(`${second.url}/admin/api/backends/solo/drain`, { method: "POST" });
+    await page.locator("#stale").waitFor({ state: "hidden" });
+    await says(page, ".events li", /drain by loopback/);
+    assert.equal(await page.locator(".events li", { hasText: "reset" }).count(), 0, "what the first did is gone");
+  });
+});
+
 test("a story tells choices and tries, and a request is found by its id", async () => {
   const ill = simulated("ill", { maxRetries: 0, faults: [{ kind: "status", status: 500, requests: [1] }] });
   const gateway = await startGateway({ backends: [pool("chat", [{ name: "ill", weight: 1000 }, { name: "well", weight: 1 }]), ill, simulated("well")] });

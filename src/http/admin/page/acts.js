@@ -94,6 +94,7 @@ function tested({ outcome, first_content_seconds: first, total_seconds: total, t
 
 function testDetails(result) {
   const answer = element("blockquote", "answer", result.text || "No text was answered.");
+  answer.tabIndex = 0;
   const facts = element("p", "soft", `status ${result.status} · model ${result.model ?? "unknown"} · ${known(result.usage, (usage) => `${count(usage.prompt_tokens)} tokens in, ${count(usage.completion_tokens)} out`)} · request ${result.id}`);
   return [answer, facts, tries(result.tries, result.total_seconds)];
 }

@@ -20,6 +20,7 @@ const CONDITIONS = {
 };
 /** The act that is offered first in a condition. */
 const ADVISED = { open: "test", "half-open": "test", ailing: "test", failed: "restart", drained: "resume" };
+const advised = ({ condition, circuit }) => (circuit.class === "crashed" ? "restart" : ADVISED[condition]);
 const RANKS = Object.keys(CONDITIONS);
 const rank = (backend) => RANKS.indexOf(backend.condition);
 const isCalm = (backend) => backend.condition === "well" || backend.condition === "unknown";
@@ -166,7 +167,7 @@ class Card {
     show(parts.drain, !backend.drained);
     show(parts.resume, backend.drained);
     show(parts.weight, backend.shares.length > 0);
-    for (const act of ["test", "restart", "resume"]) mark(parts[act], "data-advised", ADVISED[backend.condition] === act);
+    for (const act of ["test", "restart", "resume"]) mark(parts[act], "data-advised", advised(backend) === act);
     show(parts.fold, isCalm(backend) && parts.fold.closest("[data-tiles]") !== null);
     const last = this.context.lastActs.get(backend.name);
     show(parts.lastAct, last !== undefined);
@@ -228,6 +229,7 @@ function advice({ condition, circuit, since_seconds: since }) {
   switch (condition) {
     case "open":
       if (circuit.class === "credential") return "Its key is refused. Put a new one into the configuration and start the gateway again.";
+      if (circuit.class === "crashed") return "It has crashed too often and starts again by itself. Restart does so at once.";
       if (circuit.class === "billing") return "Its account has no money or quota left. Mend that, then press Reset.";
       return "It is asked again by itself. Test shows whether it answers; Reset lets requests through at once.";
     case "half-open":

@@ -106,6 +106,7 @@ export class LongList {
     this.make = make;
     this.items = [];
     this.rows = [];
+    this.first = 0;
     this.space = element("div", "space");
     scroller.append(this.space);
     scroller.addEventListener("scroll", () => this.draw(), { passive: true });
@@ -136,15 +137,33 @@ export class LongList {
     style(this.space, "block-size", `${this.items.length * this.height}px`);
     const most = Math.max(0, this.items.length - this.rows.length);
     const first = Math.min(most, Math.max(0, Math.floor(this.scroller.scrollTop / this.height) - 2));
+    this.turn(first);
     for (let offset = 0; offset < this.rows.length; offset += 1) {
       const place = first + offset;
-      const row = this.rows[place % this.rows.length];
+      const row = this.rows[offset];
       show(row.root, place < this.items.length);
       if (place >= this.items.length) continue;
       style(row.root, "transform", `translateY(${place * this.height}px)`);
       mark(row.root, "aria-posinset", place + 1);
       mark(row.root, "aria-setsize", this.items.length);
       row.update(this.items[place]);
+    }
+  }
+
+  /** Rows that have left at one end go to the other, so that their order stays the one that is seen. */
+  turn(first) {
+    const steps = first - this.first;
+    this.first = first;
+    if (Math.abs(steps) >= this.rows.length) return;
+    for (let step = 0; step < steps; step += 1) {
+      const row = this.rows.shift();
+      this.rows.push(row);
+      this.space.append(row.root);
+    }
+    for (let step = 0; step > steps; step -= 1) {
+      const row = this.rows.pop();
+      this.rows.unshift(row);
+      this.space.prepend(row.root);
     }
   }
 }

@@ -63,7 +63,6 @@ export class Events {
     this.last = event.id;
     this.events.unshift(event);
     this.events.length = Math.min(this.events.length, KEPT);
-    this.isStale = true;
   }
 
   update({ at, backends }) {

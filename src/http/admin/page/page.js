@@ -31,6 +31,8 @@ class Page {
     this.sections = [this.verdict, this.acts, this.backends, this.events, new Supervisor(), new Gateway()];
     this.live = new Live((kind, text) => this.take(kind, text), (told) => this.tellLive(told), () => this.askLogin());
     this.state = null;
+    /** When the state was taken in, in seconds. */
+    this.takenAt = 0;
     this.costs = { state: 0, requests: 0 };
     this.isLive = null;
     byId("login").querySelector("form").addEventListener("submit", (event) => this.logIn(event));
@@ -114,9 +116,10 @@ class Page {
   }
 
   takeState(state) {
-    const begun = state.at - state.uptime_seconds;
-    if (this.state !== null && Math.abs(begun - this.begun) > 5) this.forget();
-    this.begun = begun;
+    const now = performance.now() / 1000;
+    // Who has been up for less than it should be by now is another process.
+    if (this.state !== null && state.uptime_seconds < this.state.uptime_seconds + now - this.takenAt - 1) this.forget();
+    this.takenAt = now;
     this.state = state;
     for (const section of this.sections) section.update(state);
     this.hush();
@@ -157,17 +160,14 @@ class Page {
     await this.hour.ask().then(() => this.verdict.draw(this.hour), () => {});
   }
 
-  tell(id) {
-    return this.story.open(id).catch((refusal) => {
-      if (refusal.status !== 404) toast("Story", refusal.message, true);
-      throw refusal;
-    });
+  /** Opens a request's story, or says why there is none. */
+  async tell(id) {
+    write(byId("find-words"), "");
+    await this.story.open(id).catch((refusal) => write(byId("find-words"), refusal.message));
   }
 
   openFlight(target) {
-    if (target.dataset.part === "id" && target.matches("button")) {
-      this.tell(target.textContent).catch((refusal) => toast("Story", refusal.message, true));
-    }
+    if (target.dataset.part === "id" && target.matches("button")) this.tell(target.textContent);
   }
 
   tellLive({ isLive, silentMs }) {

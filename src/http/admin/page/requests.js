@@ -1,5 +1,6 @@
 // Requests: those in flight, and those that have ended, of which the newest come by themselves and older ones on demand.
 
+import { toast } from "./acts.js";
 import { get } from "./api.js";
 import { byId, copy, Keyed, LongList, mark, partsOf, show, write } from "./dom.js";
 import { ago, count, date, known, rate, spoken, time } from "./words.js";
@@ -67,6 +68,7 @@ export class Recent {
     this.items = [];
     this.keys = new Set();
     this.waiting = [];
+    this.lastTold = new Set();
     this.hasGap = false;
     this.list?.set([]);
   }
@@ -76,13 +78,21 @@ export class Recent {
     this.at = at;
     const wanted = newest.filter((ended) => this.isWanted(ended));
     const fresh = wanted.filter((ended) => !this.keys.has(keyOf(ended)));
-    const known = this.items.length + this.waiting.length;
-    this.hasGap ||= known > 0 && newest.length > 0 && newest.length === fresh.length;
+    this.noteGap(newest);
     for (const ended of fresh) this.keys.add(keyOf(ended));
     this.waiting = [...fresh, ...this.waiting];
-    if (!this.isHeld()) this.flush();
-    this.list.draw();
+    if (this.isHeld()) this.list.draw();
+    else this.flush();
     this.tell();
+  }
+
+  /** More have ended than were told, if none of those that were told last is among them. */
+  noteGap(newest) {
+    const told = new Set(newest.map(keyOf));
+    const isGap = this.lastTold.size > 0 && told.size > 0 && ![...told].some((key) => this.lastTold.has(key));
+    // A single page is all of what was told.
+    if (isGap && this.page > 0) this.hasGap = true;
+    this.lastTold = told;
   }
 
   isWanted(ended) {
@@ -131,7 +141,8 @@ export class Recent {
   async ask() {
     const outcome = this.outcome.value;
     const query = new URLSearchParams({ limit: PAGES[this.page], ...(outcome && { outcome }) });
-    const told = await get(`requests?${query}`);
+    const told = await get(`requests?${query}`).catch((refusal) => toast("Recent requests", refusal.message, true));
+    if (!told || outcome !== this.outcome.value) return;
     this.items = told.recent;
     this.keys = new Set(told.recent.map(keyOf));
     this.waiting = [];
@@ -144,16 +155,10 @@ export class Recent {
     if (row !== null) openStory(row.dataset.request);
   }
 
-  async find(event, openStory) {
+  find(event, openStory) {
     event.preventDefault();
     const id = byId("find-id").value.trim();
-    if (id === "") return;
-    write(byId("find-words"), "");
-    try {
-      await openStory(id);
-    } catch (refusal) {
-      write(byId("find-words"), refusal.message);
-    }
+    if (id !== "") openStory(id);
   }
 }
 
