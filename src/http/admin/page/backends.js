@@ -56,11 +56,11 @@ export class Backends {
     if (this.state === null) return;
     const wanted = this.filter.value.trim().toLowerCase().split(/\s+/);
     const found = this.state.backends.filter((backend) => wanted.every((word) => textOf(backend).includes(word)));
-    found.sort((a, b) => rank(a) - rank(b));
     const hasTiles = found.length > FEW;
     const hasCard = (backend) => !hasTiles || !isCalm(backend) || this.opened.has(backend.name);
     mark(this.parts.cards, "data-tiles", hasTiles);
-    this.cards.update(found.filter(hasCard));
+    this.cards.update(found.filter(hasCard).sort((a, b) => rank(a) - rank(b)));
+    // Those that are calm keep the configuration's order: nothing moves while they come to be known.
     this.tiles.update(hasTiles ? found.filter((backend) => !hasCard(backend)) : []);
     show(this.parts.none, found.length === 0);
     write(this.parts.tally, tally(this.state.backends));
