@@ -41,3 +41,24 @@ pub(super) fn files(scope: Scope) -> Scope {
 fn asset(kind: &'static str, text: &'static str) -> HttpResponse {
     HttpResponse::Ok().insert_header((header::CONTENT_TYPE, kind)).body(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_page_is_served_and_every_import_is_one_of_them() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/http/admin/page");
+        let there = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+        let mut there: Vec<String> = there.filter(|name| name != "index.html").collect();
+        let mut served: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+        there.sort();
+        served.sort_unstable();
+        assert_eq!(there, served);
+        for (name, text) in FILES {
+            for import in text.lines().filter_map(|line| line.split_once(" from \"./")?.1.strip_suffix("\";")) {
+                assert!(served.contains(&import), "{name} imports {import}");
+            }
+        }
+    }
+}
