@@ -7,6 +7,8 @@ import { count, known, rate, several, time } from "./words.js";
 
 /** Toasts at once. */
 const TOASTS = 4;
+/** Acts that may wait for their end at once: a browser has six connections to a gateway, and the stream takes one. */
+const WAITING = 3;
 
 /** Fields of the dialog: name, label, and what the input is. */
 const DEADLINE = { name: "deadline", label: "Deadline for what is in flight (optional)", placeholder: "30s" };
@@ -20,19 +22,18 @@ const ACTS = {
     verb: "Restart",
     words: ({ in_flight }) => `New providers take over at once. ${carried(in_flight)}`,
     fields: () => [DEADLINE],
-    send: (backend, { deadline }) => post(actOn(backend.name, "restart", { wait: 1, deadline })),
+    send: (backend, { deadline, wait }) => post(actOn(backend.name, "restart", { wait, deadline })),
     progress: (backend, seen) => {
       seen.most = Math.max(seen.most ?? 0, backend.draining);
       return seen.most === 0 ? "restarting" : `${count(seen.most)} in flight -> ${count(backend.draining)}`;
     },
-    result: ({ in_flight_at_start: start, failed, cut, duration_seconds: seconds }) =>
-      ({ words: `${count(start)} in flight -> 0, ${count(failed + cut)} failed, ${seconds.toFixed(1)} s`, isBad: failed + cut > 0 }),
+    result: restarted,
   },
   drain: {
     verb: "Drain",
     words: ({ in_flight }) => `It gets no more requests until it is resumed. ${carried(in_flight)}`,
     fields: () => [DEADLINE],
-    send: (backend, { deadline }) => post(actOn(backend.name, "drain", { wait: 1, deadline })),
+    send: (backend, { deadline, wait }) => post(actOn(backend.name, "drain", { wait, deadline })),
     progress: (backend, seen) => {
       seen.most = Math.max(seen.most ?? 0, backend.in_flight + backend.draining);
       return `${count(seen.most)} in flight -> ${count(backend.in_flight + backend.draining)}`;
@@ -87,6 +88,12 @@ const ACTS = {
 
 const carried = (number) => (number === 0 ? "Nothing is in flight." : `${number === 1 ? "The one request" : `The ${count(number)} requests`} in flight may finish.`);
 
+/** Without `duration_seconds` the gateway did not wait for the end. */
+function restarted({ in_flight_at_start: start, failed, cut, duration_seconds: seconds }) {
+  if (seconds === undefined) return { words: `new providers have taken over, ${count(start)} in flight may finish: the events tell how` };
+  return { words: `${count(start)} in flight -> 0, ${count(failed + cut)} failed, ${seconds.toFixed(1)} s`, isBad: failed + cut > 0 };
+}
+
 function tested({ outcome, first_content_seconds: first, total_seconds: total, tokens_per_second: speed, error }) {
   const times = [first === null ? null : `first content ${time(first)}`, `total ${time(total)}`, speed === null ? null : `${rate(speed)} tokens/s`];
   return { words: `${outcome}, ${times.filter(Boolean).join(", ")}${error ? `: ${error}` : ""}`, isBad: outcome !== "served" };
@@ -109,6 +116,7 @@ export class Acts {
     /** What the last act on each backend came to. */
     this.last = new Map();
     this.state = null;
+    this.waiting = 0;
     /** The act in the dialog. */
     this.current = null;
     this.parts.no.addEventListener("click", () => this.dialog.close());
@@ -162,11 +170,14 @@ export class Acts {
   async run(current, values) {
     const { act, target } = current;
     this.going(current, `${act.verb.toLowerCase()} …`);
+    this.waiting += 1;
     try {
-      const answer = await act.send(target, values);
+      const answer = await act.send(target, { ...values, wait: this.waiting <= WAITING ? 1 : undefined });
       this.ended(current, act.result(answer), act.details?.(answer));
     } catch (refusal) {
       this.ended(current, { words: refusal.message, isBad: true });
+    } finally {
+      this.waiting -= 1;
     }
   }
 

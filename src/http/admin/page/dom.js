@@ -107,9 +107,11 @@ export class LongList {
     this.items = [];
     this.rows = [];
     this.first = 0;
+    /** How far it is scrolled: asking for it while the page is being written would lay the page out. */
+    this.top = 0;
     this.space = element("div", "space");
     scroller.append(this.space);
-    scroller.addEventListener("scroll", () => this.draw(), { passive: true });
+    scroller.addEventListener("scroll", () => this.scrolled(), { passive: true });
     new ResizeObserver(() => this.measure()).observe(scroller);
     this.measure();
   }
@@ -128,6 +130,11 @@ export class LongList {
     return row;
   }
 
+  scrolled() {
+    this.top = this.scroller.scrollTop;
+    this.draw();
+  }
+
   set(items) {
     this.items = items;
     this.draw();
@@ -136,7 +143,7 @@ export class LongList {
   draw() {
     style(this.space, "block-size", `${this.items.length * this.height}px`);
     const most = Math.max(0, this.items.length - this.rows.length);
-    const first = Math.min(most, Math.max(0, Math.floor(this.scroller.scrollTop / this.height) - 2));
+    const first = Math.min(most, Math.max(0, Math.floor(this.top / this.height) - 2));
     this.turn(first);
     for (let offset = 0; offset < this.rows.length; offset += 1) {
       const place = first + offset;

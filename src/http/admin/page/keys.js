@@ -44,8 +44,10 @@ function clear(input) {
   input.blur();
 }
 
-function closeOutside(dialog, event) {
-  if (event.target === dialog) dialog.close();
+function closeOutside(dialog, { target, clientX: x, clientY: y }) {
+  const { left, right, top, bottom } = dialog.getBoundingClientRect();
+  const isOutside = x < left || x > right || y < top || y > bottom;
+  if (target === dialog && isOutside) dialog.close();
 }
 
 function theme() {

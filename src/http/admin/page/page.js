@@ -127,7 +127,7 @@ class Page {
   }
 
   takeRequests({ in_flight: flights, recent }) {
-    this.flights.update(flights, this.state?.open_requests ?? 0);
+    this.flights.update(flights, this.state?.open_requests ?? 0, this.state?.at ?? 0);
     this.recent.update(recent, this.state?.at ?? 0);
     this.hush();
   }

@@ -15,10 +15,11 @@ const toneOf = ({ outcome, absorbed }) => (absorbed ? "absorbed" : { served: "go
 export class Flights {
   constructor() {
     this.parts = partsOf(byId("requests"));
-    this.rows = new Keyed(this.parts.flights, (flight) => `${flight.worker}/${flight.id}`, () => new Flight());
+    this.rows = new Keyed(this.parts.flights, (flight) => `${flight.worker}/${flight.id}`, () => new Flight(this));
   }
 
-  update(flights, open) {
+  update(flights, open, at) {
+    this.at = at;
     this.rows.update(flights);
     show(this.parts.noFlights, flights.length === 0);
     const hidden = Math.max(0, open - flights.length);
@@ -27,13 +28,17 @@ export class Flights {
 }
 
 class Flight {
-  constructor() {
-    Object.assign(this, copy("flight"));
+  constructor(flights) {
+    Object.assign(this, copy("flight"), { flights });
   }
 
   update(flight) {
     const { root, parts } = this;
-    mark(root, "data-request", flight.id);
+    if (this.id !== flight.id) {
+      this.id = flight.id;
+      mark(root, "data-request", flight.id);
+      mark(parts.age, "title", `since ${date(this.flights.at - flight.age_seconds)}`);
+    }
     write(parts.age, time(flight.age_seconds));
     write(parts.phase, flight.phase);
     mark(parts.phase, "data-tone", flight.phase === "streaming" ? "live" : "none");
@@ -102,7 +107,7 @@ export class Recent {
 
   isHeld() {
     const { recent } = this.parts;
-    return recent.scrollTop > 0 || recent.matches(":hover") || (recent.contains(document.activeElement) && document.activeElement !== recent);
+    return this.list.top > 0 || recent.matches(":hover") || (recent.contains(document.activeElement) && document.activeElement !== recent);
   }
 
   flush() {
