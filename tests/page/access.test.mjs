@@ -17,9 +17,16 @@ test("logging in takes the right token, lasts over a reload, and ends with a log
     await logIn(page, ADMIN.token);
     await drawn(page);
     const [cookie] = await page.context().cookies(`${gateway.url}/admin`);
-    assert.deepEqual([cookie.name, cookie.httpOnly, cookie.sameSite, cookie.path], ["stagedoor_admin", true, "Strict", "/admin"]);
+    assert.deepEqual(
+      [cookie.name, cookie.httpOnly, cookie.sameSite, cookie.path],
+      ["stagedoor_admin", true, "Strict", "/admin"],
+    );
     assert.equal(await page.evaluate(() => document.cookie), "");
-    assert.equal(await page.evaluate(() => JSON.stringify({ ...localStorage, ...sessionStorage })), "{}", "no token is kept by the page");
+    assert.equal(
+      await page.evaluate(() => JSON.stringify({ ...localStorage, ...sessionStorage })),
+      "{}",
+      "no token is kept by the page",
+    );
 
     await page.reload();
     await drawn(page);
@@ -37,19 +44,26 @@ test("logging in takes the right token, lasts over a reload, and ends with a log
 
 test("who may only look sees everything and can press nothing", async () => {
   const gateway = await startGateway({ admin: ADMIN, backends: [simulated("solo")] });
-  await withPage(gateway, { expected: [REFUSED, /^error: Failed to load resource: .* 403 .*\/solo\/restart$/] }, async (page) => {
-    await logIn(page, ADMIN.readToken);
-    await drawn(page);
-    await says(page, "#who", /^reader$/);
-    assert.ok(await page.locator("#reader").isVisible());
-    const buttons = page.locator(`${card("solo")} [data-act]:visible`);
-    assert.ok((await buttons.count()) >= 4);
-    for (const button of await buttons.all()) {
-      assert.ok(await button.isDisabled());
-      assert.match(await button.getAttribute("title"), /may look/);
-    }
-    assert.equal(await page.evaluate(async () => (await fetch("/admin/api/backends/solo/restart", { method: "POST" })).status), 403);
-  });
+  await withPage(
+    gateway,
+    { expected: [REFUSED, /^error: Failed to load resource: .* 403 .*\/solo\/restart$/] },
+    async (page) => {
+      await logIn(page, ADMIN.readToken);
+      await drawn(page);
+      await says(page, "#who", /^reader$/);
+      assert.ok(await page.locator("#reader").isVisible());
+      const buttons = page.locator(`${card("solo")} [data-act]:visible`);
+      assert.ok((await buttons.count()) >= 4);
+      for (const button of await buttons.all()) {
+        assert.ok(await button.isDisabled());
+        assert.match(await button.getAttribute("title"), /may look/);
+      }
+      assert.equal(
+        await page.evaluate(async () => (await fetch("/admin/api/backends/solo/restart", { method: "POST" })).status),
+        403,
+      );
+    },
+  );
 });
 
 test("too many wrong tokens are told", async () => {

@@ -23,14 +23,19 @@ test("a restart under 100 streams shows how they finish, and breaks none of them
     await page.evaluate(() => {
       window.progress = [];
       const note = () => window.progress.push(document.querySelector("#act .outcome").textContent);
-      new MutationObserver(note).observe(document.querySelector("#act .outcome"), { characterData: true, childList: true, subtree: true });
+      new MutationObserver(note).observe(document.querySelector("#act .outcome"), {
+        characterData: true,
+        childList: true,
+        subtree: true,
+      });
     });
     await page.keyboard.press("Enter");
     await says(page, "#act .outcome", /^100 in flight -> 0, 0 failed, [0-9.]+ s$/, 30);
     const progress = await page.evaluate(() => window.progress);
     const left = progress.map((words) => Number(words.match(/^100 in flight -> (\d+)$/)?.[1])).filter((number) => number > 0);
     assert.ok(left.length >= 2 && left.some((number) => number < STREAMS), `progress was shown: ${progress}`);
-    for (const place of [`${card("slow")} .last-act`, ".toast", ".events li"]) await says(page, place, /100 in flight -> 0, 0 failed/);
+    for (const place of [`${card("slow")} .last-act`, ".toast", ".events li"])
+      await says(page, place, /100 in flight -> 0, 0 failed/);
 
     for (const answer of await Promise.all(answers)) {
       const events = eventsOf(answer);
@@ -59,15 +64,32 @@ test("cancelling a request ends it, and its client is told", async () => {
     await says(page, "#act .outcome", /^1 attempt ended$/);
     await page.locator("[data-request=long-one][role=row]").waitFor({ state: "detached" });
     const events = eventsOf(await answer);
-    assert.ok(events.some((event) => event !== "[DONE]" && JSON.parse(event).error), events.at(-1));
+    assert.ok(
+      events.some((event) => event !== "[DONE]" && JSON.parse(event).error),
+      events.at(-1),
+    );
     await says(page, ".events li", /cancel of request long-one by loopback.*1 ended/);
     await says(page, ".toast", /Cancel request: long-one/);
   });
 });
 
 test("drain, resume, reset, weight and test show their result and leave a line in the timeline", async () => {
-  const ill = simulated("ill", { maxRetries: 0, circuit: { failures: 2, coolDown: "1h", maxCoolDown: "1h" }, faults: [{ kind: "status", status: 500, requests: [1, 2] }] });
-  const gateway = await startGateway({ backends: [pool("chat", [{ name: "one", weight: 3 }, { name: "two", weight: 1 }]), simulated("one"), simulated("two"), ill] });
+  const ill = simulated("ill", {
+    maxRetries: 0,
+    circuit: { failures: 2, coolDown: "1h", maxCoolDown: "1h" },
+    faults: [{ kind: "status", status: 500, requests: [1, 2] }],
+  });
+  const gateway = await startGateway({
+    backends: [
+      pool("chat", [
+        { name: "one", weight: 3 },
+        { name: "two", weight: 1 },
+      ]),
+      simulated("one"),
+      simulated("two"),
+      ill,
+    ],
+  });
   for (let number = 0; number < 2; number += 1) await chat(gateway, { model: "ill" });
   load(gateway, "chat");
   await withPage(gateway, {}, async (page) => {
@@ -83,10 +105,14 @@ test("drain, resume, reset, weight and test show their result and leave a line i
     await says(page, `${card("ill")} .until`, /^$/);
 
     await says(page, `${card("one")} .share`, /75\s*% expected/);
-    await act(page, "one", "weight", /chat: 3 -> 1/, /weight by loopback/, async () => page.locator("#act [name=weight]").fill("1"));
+    await act(page, "one", "weight", /chat: 3 -> 1/, /weight by loopback/, async () =>
+      page.locator("#act [name=weight]").fill("1"),
+    );
     await says(page, `${card("one")} .share`, /50\s*% expected/);
 
-    await act(page, "two", "test", /^served, first content .*total/, /test by loopback.*outcome served/, async () => page.locator("#act [name=prompt]").fill("Is it you?"));
+    await act(page, "two", "test", /^served, first content .*total/, /test by loopback.*outcome served/, async () =>
+      page.locator("#act [name=prompt]").fill("Is it you?"),
+    );
   });
 });
 

@@ -48,7 +48,8 @@ function start(args) {
   children.add(child);
   child.on("exit", () => children.delete(child));
   child.log = "";
-  for (const output of [child.stdout, child.stderr]) output.on("data", (bytes) => (child.log = (child.log + bytes).slice(-8_000)));
+  for (const output of [child.stdout, child.stderr])
+    output.on("data", (bytes) => (child.log = (child.log + bytes).slice(-8_000)));
   return child;
 }
 
@@ -87,17 +88,32 @@ export async function startProvider(port, behaviour) {
 }
 
 /** A simulated backend. */
-export const simulated = (name, config = {}) => ({ name, type: "simulated", config: { firstToken: "5ms", tokensPerSecond: 2_000, tokens: 5, ...config } });
+export const simulated = (name, config = {}) => ({
+  name,
+  type: "simulated",
+  config: { firstToken: "5ms", tokensPerSecond: 2_000, tokens: 5, ...config },
+});
 
 /** A pool of these backends. */
-export const pool = (name, members, more = {}) => ({ name, type: "pool", strategy: "weighted", fallback: true, backends: members, ...more });
+export const pool = (name, members, more = {}) => ({
+  name,
+  type: "pool",
+  strategy: "weighted",
+  fallback: true,
+  backends: members,
+  ...more,
+});
 
 const agent = new http.Agent({ keepAlive: true, maxSockets: 512 });
 
 /** Sends a chat and reads all of the answer. */
 export function chat(gateway, { model, id, stream = false }) {
   const body = JSON.stringify({ model, stream, messages: [{ role: "user", content: "Is anybody there?" }] });
-  const headers = { "content-type": "application/json", "content-length": Buffer.byteLength(body), ...(id && { "x-request-id": id }) };
+  const headers = {
+    "content-type": "application/json",
+    "content-length": Buffer.byteLength(body),
+    ...(id && { "x-request-id": id }),
+  };
   return new Promise((resolve, reject) => {
     const request = http.request(`${gateway.url}/v1/chat/completions`, { method: "POST", agent, headers }, (reply) => {
       const pieces = [];
@@ -111,7 +127,11 @@ export function chat(gateway, { model, id, stream = false }) {
 }
 
 /** The events of a streamed answer. */
-export const eventsOf = ({ text }) => text.split("\n\n").filter((event) => event.startsWith("data: ")).map((event) => event.slice(6));
+export const eventsOf = ({ text }) =>
+  text
+    .split("\n\n")
+    .filter((event) => event.startsWith("data: "))
+    .map((event) => event.slice(6));
 
 /** Keeps so many chats going until the test ends. */
 export function load(gateway, model, { clients = 4, restMs = 10 } = {}) {
@@ -176,20 +196,34 @@ async function watch(page, gateway, expected) {
   });
   await page.addInitScript(() => {
     window.breaches = [];
-    document.addEventListener("securitypolicyviolation", (event) => window.breaches.push(`${event.violatedDirective} ${event.blockedURI}`));
+    document.addEventListener("securitypolicyviolation", (event) =>
+      window.breaches.push(`${event.violatedDirective} ${event.blockedURI}`),
+    );
   });
   return faults;
 }
 
 /** Waits until the first state is drawn. */
-export const drawn = (page) => page.waitForFunction(() => window.__stagedoor.updates > 0 && document.body.dataset.stale === undefined);
+export const drawn = (page) =>
+  page.waitForFunction(() => window.__stagedoor.updates > 0 && document.body.dataset.stale === undefined);
 
 /** Waits until an element's text is so; gives the text. */
 export async function says(page, selector, pattern, seconds = 20) {
   const told = { selector, source: pattern.source, flags: pattern.flags };
   const found = await page
-    .waitForFunction(({ selector, source, flags }) => [...document.querySelectorAll(selector)].map((node) => ({ text: node.textContent })).find(({ text }) => new RegExp(source, flags).test(text)), told, { timeout: seconds * 1_000 })
-    .catch(async () => assert.fail(`${selector} does not say ${pattern}: ${JSON.stringify(await page.locator(selector).allTextContents()).slice(0, 1_500)}`));
+    .waitForFunction(
+      ({ selector, source, flags }) =>
+        [...document.querySelectorAll(selector)]
+          .map((node) => ({ text: node.textContent }))
+          .find(({ text }) => new RegExp(source, flags).test(text)),
+      told,
+      { timeout: seconds * 1_000 },
+    )
+    .catch(async () =>
+      assert.fail(
+        `${selector} does not say ${pattern}: ${JSON.stringify(await page.locator(selector).allTextContents()).slice(0, 1_500)}`,
+      ),
+    );
   return (await found.jsonValue()).text;
 }
 

@@ -2,7 +2,20 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { card, chat, drawn, load, order, pool, press, says, simulated, startGateway, startProvider, withPage } from "./harness.mjs";
+import {
+  card,
+  chat,
+  drawn,
+  load,
+  order,
+  pool,
+  press,
+  says,
+  simulated,
+  startGateway,
+  startProvider,
+  withPage,
+} from "./harness.mjs";
 
 const BEHAVIOUR = { firstToken: "5ms", tokensPerSecond: 2_000, tokens: 5 };
 /** Opens after three failures, and is asked again after four seconds. */
@@ -10,8 +23,14 @@ const QUICK = { circuit: { failures: 3, coolDown: "4s", maxCoolDown: "4s" } };
 
 test("verdict and cards tell when a backend falls ill and when it is well again", async () => {
   let provider = await startProvider(0, BEHAVIOUR);
-  const real = { name: "zeta", type: "openai", config: { apiKey: "sk-test-1234", defaultModel: "gpt-4o", endpoint: `${provider.url}/v1`, maxRetries: 0, ...QUICK } };
-  const gateway = await startGateway({ backends: [pool("chat", [{ name: "alpha" }, { name: "zeta" }]), simulated("alpha"), real] });
+  const real = {
+    name: "zeta",
+    type: "openai",
+    config: { apiKey: "sk-test-1234", defaultModel: "gpt-4o", endpoint: `${provider.url}/v1`, maxRetries: 0, ...QUICK },
+  };
+  const gateway = await startGateway({
+    backends: [pool("chat", [{ name: "alpha" }, { name: "zeta" }]), simulated("alpha"), real],
+  });
   load(gateway, "chat");
   await withPage(gateway, {}, async (page) => {
     await drawn(page);
@@ -103,7 +122,16 @@ test("a gateway that was started again is shown as it is now", async () => {
 
 test("a story tells choices and tries, and a request is found by its id", async () => {
   const ill = simulated("ill", { maxRetries: 0, faults: [{ kind: "status", status: 500, requests: [1] }] });
-  const gateway = await startGateway({ backends: [pool("chat", [{ name: "ill", weight: 1000 }, { name: "well", weight: 1 }]), ill, simulated("well")] });
+  const gateway = await startGateway({
+    backends: [
+      pool("chat", [
+        { name: "ill", weight: 1000 },
+        { name: "well", weight: 1 },
+      ]),
+      ill,
+      simulated("well"),
+    ],
+  });
   await chat(gateway, { model: "chat", id: "saved-one" });
   await chat(gateway, { model: "chat", id: "usual-one" });
   const notFound = [/404.*requests\/nobody/];
@@ -146,7 +174,13 @@ test("on a phone nothing is wider than the screen, and every act is within reach
   }
   await withPage(gateway, {}, async (page) => {
     await drawn(page);
-    await tabsTo(page, ["a.skip", "#theme", "#help", "#filter", ...["test", "restart", "drain", "reset", "weight"].map((act) => `[data-act=${act}]`)]);
+    await tabsTo(page, [
+      "a.skip",
+      "#theme",
+      "#help",
+      "#filter",
+      ...["test", "restart", "drain", "reset", "weight"].map((act) => `[data-act=${act}]`),
+    ]);
     await page.keyboard.press("?");
     assert.ok(await page.locator("#keys").isVisible());
     await page.keyboard.press("Escape");
@@ -161,7 +195,11 @@ test("on a phone nothing is wider than the screen, and every act is within reach
     assert.equal(await page.evaluate(() => getComputedStyle(document.documentElement).colorScheme), "dark");
     await page.reload();
     await drawn(page);
-    assert.equal(await page.evaluate(() => getComputedStyle(document.documentElement).colorScheme), "dark", "the theme is kept");
+    assert.equal(
+      await page.evaluate(() => getComputedStyle(document.documentElement).colorScheme),
+      "dark",
+      "the theme is kept",
+    );
     await focusStaysInDialog(page);
   });
 });
@@ -180,7 +218,11 @@ async function focusStaysInDialog(page) {
   await press(page, "solo", "drain");
   for (let presses = 0; presses < 8; presses += 1) {
     await page.keyboard.press("Tab");
-    const where = await page.evaluate(() => (document.activeElement === document.body || document.querySelector("#act").contains(document.activeElement) ? "dialog" : document.activeElement.outerHTML));
+    const where = await page.evaluate(() =>
+      document.activeElement === document.body || document.querySelector("#act").contains(document.activeElement)
+        ? "dialog"
+        : document.activeElement.outerHTML,
+    );
     assert.equal(where, "dialog");
   }
   await page.keyboard.press("Escape");
@@ -201,7 +243,10 @@ test("the watch sees what a page must not do", async () => {
       }, other.url);
       assert.equal(await page.evaluate(() => window.ran), undefined, "the policy holds");
       assert.equal((await page.evaluate(() => window.breaches)).length, 2);
-      assert.ok(faults.some((fault) => /exception: .*thrown/.test(fault)) && faults.some((fault) => /^error: .*policy/i.test(fault)), faults.join("\n"));
+      assert.ok(
+        faults.some((fault) => /exception: .*thrown/.test(fault)) && faults.some((fault) => /^error: .*policy/i.test(fault)),
+        faults.join("\n"),
+      );
     }),
     assert.AssertionError,
   );

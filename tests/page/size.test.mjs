@@ -30,13 +30,19 @@ test("an update costs less than 50 ms with 200 backends and 10,000 requests", as
     assert.ok((await list.evaluate((node) => node.scrollHeight)) >= REQUESTS * 40);
     assert.ok((await page.locator(".slot").count()) < 60, "only what can be seen has nodes");
     await list.evaluate((node) => node.scrollTo(0, node.scrollHeight));
-    await page.waitForFunction((last) => document.querySelector(`.slot[aria-posinset="${last}"]:not([hidden]) code`)?.textContent, REQUESTS);
+    await page.waitForFunction(
+      (last) => document.querySelector(`.slot[aria-posinset="${last}"]:not([hidden]) code`)?.textContent,
+      REQUESTS,
+    );
 
     await page.locator(".tile").first().click();
     assert.equal(await page.locator(".tile").count(), tiles - 1);
     await page.keyboard.press("/");
     await page.keyboard.type("b-19");
-    assert.deepEqual((await order(page)).toSorted(), Array.from({ length: 10 }, (_, number) => `b-19${number}`));
+    assert.deepEqual(
+      (await order(page)).toSorted(),
+      Array.from({ length: 10 }, (_, number) => `b-19${number}`),
+    );
   });
 });
 
@@ -55,14 +61,25 @@ test("an update costs less than 50 ms when all of 200 backends are ill and every
 function large(isIll) {
   const ill = { maxRetries: 0, faults: [{ kind: "status", status: 500, probability: 1 }] };
   const backends = NAMES.map((name, number) => simulated(name, { firstToken: "1ms", tokens: 2, ...(isIll(number) && ill) }));
-  return { admin: { recentRequests: 20_000 }, backends: [pool("chat", NAMES.map((name) => ({ name }))), ...backends] };
+  return {
+    admin: { recentRequests: 20_000 },
+    backends: [
+      pool(
+        "chat",
+        NAMES.map((name) => ({ name })),
+      ),
+      ...backends,
+    ],
+  };
 }
 
 async function isCheap(page, context, of) {
   const costs = await costsOf(page);
   const sorted = costs.toSorted((a, b) => a - b);
   const [median, most] = [sorted[UPDATES / 2], sorted.at(-1)];
-  context.diagnostic(`measured: ${of}: ${median.toFixed(1)} ms an update in the median of ${UPDATES}, ${most.toFixed(1)} ms at most`);
+  context.diagnostic(
+    `measured: ${of}: ${median.toFixed(1)} ms an update in the median of ${UPDATES}, ${most.toFixed(1)} ms at most`,
+  );
   assert.ok(median < 50 && most < 300, `${costs}`);
 }
 

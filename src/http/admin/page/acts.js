@@ -38,8 +38,10 @@ const ACTS = {
       seen.most = Math.max(seen.most ?? 0, backend.in_flight + backend.draining);
       return `${count(seen.most)} in flight -> ${count(backend.in_flight + backend.draining)}`;
     },
-    result: ({ in_flight_at_start: start, in_flight: still, cut, moved }) =>
-      ({ words: `${count(start)} in flight -> ${count(still)}, ${count(cut)} cut, ${count(moved)} moved`, isBad: cut > 0 }),
+    result: ({ in_flight_at_start: start, in_flight: still, cut, moved }) => ({
+      words: `${count(start)} in flight -> ${count(still)}, ${count(cut)} cut, ${count(moved)} moved`,
+      isBad: cut > 0,
+    }),
   },
   resume: {
     verb: "Resume",
@@ -50,7 +52,14 @@ const ACTS = {
   reset: {
     verb: "Reset circuit",
     words: () => "Its circuits are closed and its averages forgotten: it is asked at once, whatever happened before.",
-    fields: ({ models }, { model }) => [{ name: "model", label: "Circuit", options: [["", "all of the backend"], ...models.map((known) => [known.model, known.model])], value: model ?? "" }],
+    fields: ({ models }, { model }) => [
+      {
+        name: "model",
+        label: "Circuit",
+        options: [["", "all of the backend"], ...models.map((known) => [known.model, known.model])],
+        value: model ?? "",
+      },
+    ],
     send: (backend, { model }) => post(actOn(backend.name, "reset", { model })),
     result: ({ closed }) => ({ words: closed === 0 ? "no circuit was open" : `${several(closed, "circuit")} closed` }),
   },
@@ -58,11 +67,29 @@ const ACTS = {
     verb: "Set weight",
     words: () => "The weight holds until the process ends; the configuration is not changed.",
     fields: ({ shares }) => [
-      { name: "pool", label: "Pool", options: [...(shares.length > 1 ? [["", "every pool that has it"]] : []), ...shares.map(({ pool, weight }) => [pool, `${pool}, now ${weight}`])] },
-      { name: "weight", label: "Weight", type: "number", value: shares[0]?.weight ?? 1, min: 0, max: 1_000_000, step: "any", required: true },
+      {
+        name: "pool",
+        label: "Pool",
+        options: [
+          ...(shares.length > 1 ? [["", "every pool that has it"]] : []),
+          ...shares.map(({ pool, weight }) => [pool, `${pool}, now ${weight}`]),
+        ],
+      },
+      {
+        name: "weight",
+        label: "Weight",
+        type: "number",
+        value: shares[0]?.weight ?? 1,
+        min: 0,
+        max: 1_000_000,
+        step: "any",
+        required: true,
+      },
     ],
     send: (backend, { pool, weight }) => post(actOn(backend.name, "weight", { weight, pool })),
-    result: ({ changed }) => ({ words: changed.map(({ pool, before, weight }) => `${pool}: ${before} -> ${weight}`).join(", ") }),
+    result: ({ changed }) => ({
+      words: changed.map(({ pool, before, weight }) => `${pool}: ${before} -> ${weight}`).join(", "),
+    }),
   },
   test: {
     verb: "Test",
@@ -72,7 +99,8 @@ const ACTS = {
       { name: "model", label: "Model (optional)", placeholder: "the backend’s own", list: models.map(({ model }) => model) },
       { name: "stream", label: "As a stream", type: "checkbox", value: true },
     ],
-    send: (backend, { prompt, model, stream }) => post(actOn(backend.name, "test"), { prompt, stream, ...(model && { model }) }),
+    send: (backend, { prompt, model, stream }) =>
+      post(actOn(backend.name, "test"), { prompt, stream, ...(model && { model }) }),
     progress: () => "asking",
     result: tested,
     details: testDetails,
@@ -86,23 +114,38 @@ const ACTS = {
   },
 };
 
-const carried = (number) => (number === 0 ? "Nothing is in flight." : `${number === 1 ? "The one request" : `The ${count(number)} requests`} in flight may finish.`);
+const carried = (number) =>
+  number === 0
+    ? "Nothing is in flight."
+    : `${number === 1 ? "The one request" : `The ${count(number)} requests`} in flight may finish.`;
 
 /** Without `duration_seconds` the gateway did not wait for the end. */
 function restarted({ in_flight_at_start: start, failed, cut, duration_seconds: seconds }) {
-  if (seconds === undefined) return { words: `new providers have taken over, ${count(start)} in flight may finish: the events tell how` };
-  return { words: `${count(start)} in flight -> 0, ${count(failed + cut)} failed, ${seconds.toFixed(1)} s`, isBad: failed + cut > 0 };
+  if (seconds === undefined)
+    return { words: `new providers have taken over, ${count(start)} in flight may finish: the events tell how` };
+  return {
+    words: `${count(start)} in flight -> 0, ${count(failed + cut)} failed, ${seconds.toFixed(1)} s`,
+    isBad: failed + cut > 0,
+  };
 }
 
 function tested({ outcome, first_content_seconds: first, total_seconds: total, tokens_per_second: speed, error }) {
-  const times = [first === null ? null : `first content ${time(first)}`, `total ${time(total)}`, speed === null ? null : `${rate(speed)} tokens/s`];
+  const times = [
+    first === null ? null : `first content ${time(first)}`,
+    `total ${time(total)}`,
+    speed === null ? null : `${rate(speed)} tokens/s`,
+  ];
   return { words: `${outcome}, ${times.filter(Boolean).join(", ")}${error ? `: ${error}` : ""}`, isBad: outcome !== "served" };
 }
 
 function testDetails(result) {
   const answer = element("blockquote", "answer", result.text || "No text was answered.");
   answer.tabIndex = 0;
-  const facts = element("p", "soft", `status ${result.status} · model ${result.model ?? "unknown"} · ${known(result.usage, (usage) => `${count(usage.prompt_tokens)} tokens in, ${count(usage.completion_tokens)} out`)} · request ${result.id}`);
+  const facts = element(
+    "p",
+    "soft",
+    `status ${result.status} · model ${result.model ?? "unknown"} · ${known(result.usage, (usage) => `${count(usage.prompt_tokens)} tokens in, ${count(usage.completion_tokens)} out`)} · request ${result.id}`,
+  );
   return [answer, facts, tries(result.tries, result.total_seconds)];
 }
 
@@ -240,7 +283,8 @@ function suggestions(input, list) {
 
 function valuesOf(form) {
   const values = {};
-  for (const input of form.querySelectorAll("[name]")) values[input.name] = input.type === "checkbox" ? input.checked : input.value.trim();
+  for (const input of form.querySelectorAll("[name]"))
+    values[input.name] = input.type === "checkbox" ? input.checked : input.value.trim();
   return values;
 }
 

@@ -85,7 +85,10 @@ const textOf = (backend) => `${backend.name} ${backend.type} ${backend.condition
 /** How many are in which condition. */
 function tally(backends) {
   const counts = RANKS.map((word) => [word, backends.filter((backend) => backend.condition === word).length]);
-  return counts.filter(([, number]) => number > 0).map(([word, number]) => `${count(number)} ${word}`).join(" · ");
+  return counts
+    .filter(([, number]) => number > 0)
+    .map(([word, number]) => `${count(number)} ${word}`)
+    .join(" · ");
 }
 
 class Tile {
@@ -109,8 +112,16 @@ class Tile {
 class Card {
   constructor(context) {
     Object.assign(this, copy("card"), { context, drawn: -1 });
-    this.shares = new Keyed(this.parts.shares, (share) => share.pool, () => new Share());
-    this.models = new Keyed(this.parts.models, (model) => model.model, () => new Model());
+    this.shares = new Keyed(
+      this.parts.shares,
+      (share) => share.pool,
+      () => new Share(),
+    );
+    this.models = new Keyed(
+      this.parts.models,
+      (model) => model.model,
+      () => new Model(),
+    );
     this.parts.more.addEventListener("toggle", () => this.detail(this.backend));
   }
 
@@ -128,6 +139,7 @@ class Card {
     write(parts.since, `for ${span(backend.since_seconds)}`);
     mark(parts.since, "title", `since ${this.date(backend.since_seconds)}`);
     write(parts.until, until(backend));
+    mark(parts.until, "title", backend.until_seconds === null ? null : `at ${this.date(-backend.until_seconds)}`);
     write(parts.reason, backend.reason);
     this.advise(backend);
     this.essentials(backend);
@@ -187,26 +199,40 @@ class Card {
     line(parts.latencyLine, past.first_content_p50, 24);
     line(parts.tokenLine, gapsOf(past.tokens_per_second, past.served), 24);
     bars(parts.failedLine, past.failed, top(past.failed), 24);
-    mark(parts.latencyLine.parentNode, "aria-label", `median time to first content, last hour, at most ${time(top(past.first_content_p50))}`);
+    mark(
+      parts.latencyLine.parentNode,
+      "aria-label",
+      `median time to first content, last hour, at most ${time(top(past.first_content_p50))}`,
+    );
   }
 
   detail(backend) {
     const { parts } = this;
-    const { totals } = backend;
-    for (const [part, seconds] of [["served", backend.last_served_seconds_ago], ["failed", backend.last_failed_seconds_ago]]) {
+    for (const [part, seconds] of [
+      ["served", backend.last_served_seconds_ago],
+      ["failed", backend.last_failed_seconds_ago],
+    ]) {
       write(parts[part], known(seconds, ago));
       mark(parts[part], "title", seconds === null ? null : this.date(seconds));
     }
     write(parts.generation, known(backend.generation, String));
-    write(parts.restarts, backend.crashes > 0 ? `${count(backend.restarts)}, ${several(backend.crashes, "crash", "crashes")}` : count(backend.restarts));
+    write(
+      parts.restarts,
+      backend.crashes > 0
+        ? `${count(backend.restarts)}, ${several(backend.crashes, "crash", "crashes")}`
+        : count(backend.restarts),
+    );
     write(parts.lastReason, backend.last_reason ?? "never");
     write(parts.connections, count(backend.connections));
     write(parts.draining, count(backend.draining));
     write(parts.host, backend.host ?? "simulated");
-    write(parts.key, known(backend.key, (tail) => `…${tail}`));
+    write(
+      parts.key,
+      known(backend.key, (tail) => `…${tail}`),
+    );
     write(parts.headroom, known(backend.headroom, headroom));
     write(parts.circuit, circuit(backend.circuit));
-    write(parts.totals, `${several(totals.attempts, "attempt")}: ${count(totals.served)} served, ${count(totals.failed)} failed, ${count(totals.cancelled)} cancelled, ${count(totals.truncated)} truncated, ${count(totals.cut)} cut; ${count(totals.retried)} retried, ${count(totals.bounced)} bounced; ${count(totals.prompt_tokens)} tokens in, ${count(totals.completion_tokens)} out`);
+    write(parts.totals, totals(backend.totals));
     this.models.update(backend.models);
     show(parts.noModels, backend.models.length === 0);
   }
@@ -228,7 +254,8 @@ function until({ condition, until_seconds: wait }) {
 function advice({ condition, circuit, since_seconds: since }) {
   switch (condition) {
     case "open":
-      if (circuit.class === "credential") return "Its key is refused. Put a new one into the configuration and start the gateway again.";
+      if (circuit.class === "credential")
+        return "Its key is refused. Put a new one into the configuration and start the gateway again.";
       if (circuit.class === "crashed") return "It has crashed too often and starts again by itself. Restart does so at once.";
       if (circuit.class === "billing") return "Its account has no money or quota left. Mend that, then press Reset.";
       return "It is asked again by itself. Test shows whether it answers; Reset lets requests through at once.";
@@ -246,13 +273,22 @@ function advice({ condition, circuit, since_seconds: since }) {
 }
 
 function headroom({ requests_left, requests_limit, tokens_left, tokens_limit, seconds_ago }) {
-  const of = (left, limit, what) => (left === null ? [] : [`${count(left)}${limit === null ? "" : ` of ${count(limit)}`} ${what} left`]);
+  const of = (left, limit, what) =>
+    left === null ? [] : [`${count(left)}${limit === null ? "" : ` of ${count(limit)}`} ${what} left`];
   const told = [...of(requests_left, requests_limit, "requests"), ...of(tokens_left, tokens_limit, "tokens")];
   return told.length === 0 ? NONE : `${told.join(", ")}, said ${ago(seconds_ago)}`;
 }
 
+function totals(counts) {
+  const told = (words) => words.map((word) => `${count(counts[word])} ${word}`).join(", ");
+  const attempts = `${several(counts.attempts, "attempt")}: ${told(["served", "failed", "cancelled", "truncated", "cut"])}`;
+  const tokens = `${count(counts.prompt_tokens)} tokens in, ${count(counts.completion_tokens)} out`;
+  return [attempts, told(["retried", "bounced"]), tokens].join("; ");
+}
+
 function circuit({ state, class: why, until_seconds, since_seconds, failures_in_a_row }) {
-  if (state === "closed") return failures_in_a_row === 0 ? "closed" : `closed, ${several(failures_in_a_row, "failure")} in a row`;
+  if (state === "closed")
+    return failures_in_a_row === 0 ? "closed" : `closed, ${several(failures_in_a_row, "failure")} in a row`;
   const since = since_seconds === null ? "" : ` for ${span(since_seconds)}`;
   const next = until_seconds === null ? "" : `, asked again in ${left(until_seconds)}`;
   return `${state}${since}: ${spoken(why ?? "unknown")}${next}`;

@@ -37,7 +37,11 @@ export class Events {
     this.at = 0;
     this.forget();
     const context = this;
-    this.rows = new Keyed(this.parts.events, (event) => event.id, () => new EventRow(context));
+    this.rows = new Keyed(
+      this.parts.events,
+      (event) => event.id,
+      () => new EventRow(context),
+    );
     for (const filter of [this.kind, this.backend]) {
       filter.addEventListener("change", () => {
         this.shown = PAGE;
@@ -82,7 +86,9 @@ export class Events {
   draw() {
     const kinds = GROUPS[this.kind.value];
     const backend = this.backend.value;
-    const found = this.events.filter((event) => (kinds?.includes(event.kind) ?? true) && (backend === "" || event.backend === backend));
+    const found = this.events.filter(
+      (event) => (kinds?.includes(event.kind) ?? true) && (backend === "" || event.backend === backend),
+    );
     this.rows.update(found.slice(0, this.shown));
     show(this.parts.noEvents, found.length === 0);
     write(this.parts.noEvents, this.events.length === 0 ? "Nothing has happened yet." : "No event matches.");

@@ -19,7 +19,10 @@ export class Gateway {
     write(parts.bodies, `${bytes(state.body_bytes)} of ${bytes(state.body_limit_bytes)}`);
     mark(parts.bodyMeter, "value", state.body_limit_bytes > 0 ? (state.body_bytes / state.body_limit_bytes).toFixed(4) : 0);
     const late = state.late_workers;
-    write(parts.workerCount, late.length === 0 ? count(state.workers.length) : `${count(state.workers.length)}, late: ${late.join(", ")}`);
+    write(
+      parts.workerCount,
+      late.length === 0 ? count(state.workers.length) : `${count(state.workers.length)}, late: ${late.join(", ")}`,
+    );
     mark(parts.workerCount, "data-tone", late.length > 0 ? "warn" : null);
     write(parts.source, state.configuration.source);
     write(parts.hash, state.configuration.sha256.slice(0, 12));

@@ -9,7 +9,8 @@ export function listen() {
   document.addEventListener("keydown", onKey);
   byId("help").addEventListener("click", () => byId("keys").showModal());
   byId("theme").addEventListener("click", nextTheme);
-  for (const dialog of document.querySelectorAll("dialog")) dialog.addEventListener("click", (event) => closeOutside(dialog, event));
+  for (const dialog of document.querySelectorAll("dialog"))
+    dialog.addEventListener("click", (event) => closeOutside(dialog, event));
   tellTheme();
 }
 

@@ -29,13 +29,19 @@ class Page {
     this.recent = new Recent((id) => this.tell(id));
     this.events = new Events();
     this.sections = [this.verdict, this.acts, this.backends, this.events, new Supervisor(), new Gateway()];
-    this.live = new Live((kind, text) => this.take(kind, text), (told) => this.tellLive(told), () => this.askLogin());
+    this.live = new Live(
+      (kind, text) => this.take(kind, text),
+      (told) => this.tellLive(told),
+      () => this.askLogin(),
+    );
     this.state = null;
     /** When the state was taken in, in seconds. */
     this.takenAt = 0;
     this.costs = { state: 0, requests: 0 };
     this.isLive = null;
-    byId("login").querySelector("form").addEventListener("submit", (event) => this.logIn(event));
+    byId("login")
+      .querySelector("form")
+      .addEventListener("submit", (event) => this.logIn(event));
     byId("logout").addEventListener("click", () => this.logOut());
     byId("requests").addEventListener("click", (event) => this.openFlight(event.target));
     gate.addEventListener("login", () => this.askLogin());
@@ -157,7 +163,10 @@ class Page {
 
   async askHour() {
     if (this.role === null || this.role === undefined) return;
-    await this.hour.ask().then(() => this.verdict.draw(this.hour), () => {});
+    await this.hour.ask().then(
+      () => this.verdict.draw(this.hour),
+      () => {},
+    );
   }
 
   /** Opens a request's story, or says why there is none. */
@@ -171,7 +180,8 @@ class Page {
   }
 
   tellLive({ isLive, silentMs }) {
-    const words = silentMs === null ? "Not live: connecting." : `Not live: last update ${span(silentMs / 1000)} ago. What you see is old.`;
+    const words =
+      silentMs === null ? "Not live: connecting." : `Not live: last update ${span(silentMs / 1000)} ago. What you see is old.`;
     write(partsOf(byId("live")).words, isLive ? "live" : "not live");
     mark(byId("live"), "data-tone", isLive ? "good" : "none");
     show(byId("stale"), !isLive);

@@ -10,12 +10,16 @@ const PAGES = [100, 1_000, 10_000];
 
 /** A client may use an id twice. */
 const keyOf = (ended) => `${ended.worker}/${ended.id}/${ended.at}`;
-const toneOf = ({ outcome, absorbed }) => (absorbed ? "absorbed" : { served: "good", cancelled: "none" }[outcome] ?? "bad");
+const toneOf = ({ outcome, absorbed }) => (absorbed ? "absorbed" : ({ served: "good", cancelled: "none" }[outcome] ?? "bad"));
 
 export class Flights {
   constructor() {
     this.parts = partsOf(byId("requests"));
-    this.rows = new Keyed(this.parts.flights, (flight) => `${flight.worker}/${flight.id}`, () => new Flight(this));
+    this.rows = new Keyed(
+      this.parts.flights,
+      (flight) => `${flight.worker}/${flight.id}`,
+      () => new Flight(this),
+    );
   }
 
   update(flights, open, at) {
@@ -23,7 +27,12 @@ export class Flights {
     this.rows.update(flights);
     show(this.parts.noFlights, flights.length === 0);
     const hidden = Math.max(0, open - flights.length);
-    write(this.parts.flightTally, hidden > 0 && flights.length >= 100 ? `the longest ${flights.length} of ${count(open)}` : `${count(flights.length)}, longest first`);
+    write(
+      this.parts.flightTally,
+      hidden > 0 && flights.length >= 100
+        ? `the longest ${flights.length} of ${count(open)}`
+        : `${count(flights.length)}, longest first`,
+    );
   }
 }
 
@@ -48,7 +57,10 @@ class Flight {
     write(parts.backend, flight.backend ?? "none yet");
     write(parts.attempt, flight.attempt > 1 ? `try ${flight.attempt}` : "");
     write(parts.tokens, count(flight.content_events));
-    write(parts.speed, known(flight.content_events_per_second, (speed) => `${rate(speed)}/s`));
+    write(
+      parts.speed,
+      known(flight.content_events_per_second, (speed) => `${rate(speed)}/s`),
+    );
   }
 }
 
@@ -107,7 +119,11 @@ export class Recent {
 
   isHeld() {
     const { recent } = this.parts;
-    return this.list.top > 0 || recent.matches(":hover") || (recent.contains(document.activeElement) && document.activeElement !== recent);
+    return (
+      this.list.top > 0 ||
+      recent.matches(":hover") ||
+      (recent.contains(document.activeElement) && document.activeElement !== recent)
+    );
   }
 
   flush() {
@@ -124,7 +140,11 @@ export class Recent {
     write(parts.recentTally, `the last ${count(this.items.length)}`);
     show(parts.noRecent, this.items.length === 0);
     mark(parts.more, "disabled", this.page === PAGES.length - 1 || this.items.length < PAGES[this.page]);
-    const words = this.hasGap ? "Some are missing: load them" : this.waiting.length > 0 ? `Show ${count(this.waiting.length)} new` : "Up to date";
+    const words = this.hasGap
+      ? "Some are missing: load them"
+      : this.waiting.length > 0
+        ? `Show ${count(this.waiting.length)} new`
+        : "Up to date";
     write(parts.fresh, words);
     mark(parts.fresh, "disabled", words === "Up to date");
   }

@@ -59,8 +59,8 @@ function facts(told) {
     ["outcome", told.class ? `${outcome}: ${spoken(told.class)}` : outcome],
     ["status", isOpen ? null : told.status],
     ["taken", isOpen ? ago(told.age_seconds) : date(told.at)],
-    ["total", time(lengthOf(told))],
-    ["first content", known(told.first_content_seconds, time)],
+    [isOpen ? "so far" : "total", time(lengthOf(told))],
+    ["first content", isOpen ? null : known(told.first_content_seconds, time)],
     ["backend", told.backend],
     ["model", told.model],
     ["operation", [told.operation, told.stream ? "stream" : null].filter(Boolean).join(", ")],
@@ -72,7 +72,11 @@ function facts(told) {
     ["left out for the backend", told.dropped?.join(", ")],
   ];
   const list = element("dl", "facts small");
-  list.append(...pairs.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => fact(name, String(value))));
+  list.append(
+    ...pairs
+      .filter(([, value]) => value !== null && value !== undefined && value !== "")
+      .map(([name, value]) => fact(name, String(value))),
+  );
   return list;
 }
 
@@ -94,7 +98,11 @@ export function tries(list, length) {
 
 function legend() {
   const line = element("p", "legend soft");
-  for (const [phase, words] of [["head", "until the head"], ["content", "until first content"], ["rest", "until the end"]]) {
+  for (const [phase, words] of [
+    ["head", "until the head"],
+    ["content", "until first content"],
+    ["rest", "until the end"],
+  ]) {
     const key = element("span");
     key.append(element("i", `phase-${phase}`), words);
     line.append(key);
@@ -110,7 +118,8 @@ function oneTry(tried, number, whole) {
   badge.dataset.tone = { served: "good", open: "live", cancelled: "none" }[tried.outcome] ?? "bad";
   head.append(element("b", "", `${number}. ${tried.backend ?? "unknown"}`), " ", badge, tried.hedge ? " hedge" : "");
   row.append(head, track(tried, whole), element("p", "soft", timesOf(tried)));
-  if (tried.reason || tried.class) row.append(element("p", "bad-words", [tried.class && spoken(tried.class), tried.reason].filter(Boolean).join(": ")));
+  if (tried.reason || tried.class)
+    row.append(element("p", "bad-words", [tried.class && spoken(tried.class), tried.reason].filter(Boolean).join(": ")));
   return row;
 }
 
@@ -119,7 +128,11 @@ function track(tried, whole) {
   const end = tried.ended_seconds ?? whole;
   const head = tried.head_seconds ?? tried.first_content_seconds ?? end;
   const content = tried.first_content_seconds ?? end;
-  const pieces = [["head", tried.began_seconds, head], ["content", head, content], ["rest", content, end]];
+  const pieces = [
+    ["head", tried.began_seconds, head],
+    ["content", head, content],
+    ["rest", content, end],
+  ];
   for (const [phase, from, to] of pieces) {
     if (to <= from) continue;
     const piece = element("i", `phase-${phase}`);
@@ -133,9 +146,19 @@ function track(tried, whole) {
 function timesOf(tried) {
   const at = (name, seconds) => (seconds === null ? null : `${name} ${time(seconds)}`);
   const tokens = tried.completion_tokens === null ? null : `${count(tried.completion_tokens)} tokens out`;
-  const streamed = tried.ended_seconds !== null && tried.first_content_seconds !== null ? tried.ended_seconds - tried.first_content_seconds : 0;
+  const streamed =
+    tried.ended_seconds !== null && tried.first_content_seconds !== null
+      ? tried.ended_seconds - tried.first_content_seconds
+      : 0;
   const speed = streamed > 0.01 && tried.completion_tokens ? `${rate(tried.completion_tokens / streamed)} tokens/s` : null;
-  const told = [at("began", tried.began_seconds), at("head", tried.head_seconds), at("first content", tried.first_content_seconds), at("ended", tried.ended_seconds), tokens, speed];
+  const told = [
+    at("began", tried.began_seconds),
+    at("head", tried.head_seconds),
+    at("first content", tried.first_content_seconds),
+    at("ended", tried.ended_seconds),
+    tokens,
+    speed,
+  ];
   return told.filter(Boolean).join(" · ");
 }
 
@@ -150,11 +173,17 @@ function choices(list) {
 function oneChoice(choice) {
   const block = element("div", "choice");
   const head = element("p");
-  head.append(element("b", "", choice.backend ?? "unknown"), ` ${WHY[choice.why] ?? choice.why}`, element("span", "soft", ` · at ${time(choice.at_seconds)}`));
+  head.append(
+    element("b", "", choice.backend ?? "unknown"),
+    ` ${WHY[choice.why] ?? choice.why}`,
+    element("span", "soft", ` · at ${time(choice.at_seconds)}`),
+  );
   const list = element("ul");
   list.append(
     ...choice.compared.map((member) => element("li", "", `${member.backend ?? "unknown"}: ${known(member.score, score)}`)),
-    ...choice.passed_over.filter((member) => member.backend !== choice.backend).map((member) => element("li", "soft", `${member.backend ?? "unknown"}: not asked, ${spoken(member.reason)}`)),
+    ...choice.passed_over
+      .filter((member) => member.backend !== choice.backend)
+      .map((member) => element("li", "soft", `${member.backend ?? "unknown"}: not asked, ${spoken(member.reason)}`)),
   );
   block.append(head, list);
   return block;

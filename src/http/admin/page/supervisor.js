@@ -8,7 +8,11 @@ const FEW = 12;
 
 export class Supervisor {
   constructor() {
-    this.workers = new Keyed(partsOf(byId("supervisor")).workers, (worker) => worker.number, (worker) => new Worker(worker));
+    this.workers = new Keyed(
+      partsOf(byId("supervisor")).workers,
+      (worker) => worker.number,
+      (worker) => new Worker(worker),
+    );
   }
 
   update(state) {
@@ -21,8 +25,16 @@ class Worker {
   constructor({ state }) {
     Object.assign(this, copy("worker"));
     this.root.open = state.backends.length <= FEW;
-    this.pools = new Keyed(this.parts.pools, (leaf) => leaf.name, () => new Leaf());
-    this.providers = new Keyed(this.parts.providers, (leaf) => leaf.name, () => new Leaf());
+    this.pools = new Keyed(
+      this.parts.pools,
+      (leaf) => leaf.name,
+      () => new Leaf(),
+    );
+    this.providers = new Keyed(
+      this.parts.providers,
+      (leaf) => leaf.name,
+      () => new Leaf(),
+    );
     this.root.addEventListener("toggle", () => this.branch());
   }
 
@@ -52,15 +64,21 @@ const of = (list, number) => list.find((entry) => entry.worker === number);
 const sum = (list, value) => list.reduce((all, entry) => all + value(entry), 0);
 
 function poolLeaf(pool, here) {
-  const words = here ? `${pool.strategy}, ${several(here.requests, "request")}, ${count(here.parked)} waiting, ${several(here.restarts, "restart")}` : "not known";
+  const words = here
+    ? `${pool.strategy}, ${several(here.requests, "request")}, ${count(here.parked)} waiting, ${several(here.restarts, "restart")}`
+    : "not known";
   return { name: pool.name, words, symbol: here ? "well" : "unknown" };
 }
 
 /** The pools of one, together. */
 function oneLeaf(pools, number) {
-  const own = pools.filter((pool) => pool.implicit).map((pool) => of(pool.workers, number)).filter(Boolean);
-  const words = `for ${several(own.length, "backend")}: ${several(sum(own, (pool) => pool.requests), "request")}, ${count(sum(own, (pool) => pool.parked))} waiting, ${several(sum(own, (pool) => pool.restarts), "restart")}`;
-  return { name: "pools of one", words, symbol: "well" };
+  const own = pools
+    .filter((pool) => pool.implicit)
+    .map((pool) => of(pool.workers, number))
+    .filter(Boolean);
+  const all = (word) => sum(own, (pool) => pool[word]);
+  const counts = `${several(all("requests"), "request")}, ${count(all("parked"))} waiting, ${several(all("restarts"), "restart")}`;
+  return { name: "pools of one", words: `for ${several(own.length, "backend")}: ${counts}`, symbol: "well" };
 }
 
 const SYMBOLS = { up: "well", "backing-off": "starting", failed: "failed" };
@@ -70,9 +88,14 @@ function providerLeaf(backend, here) {
   const draining = here.draining > 0 ? `, ${count(here.draining)} draining` : "";
   const crashes = here.crashes > 0 ? `, ${several(here.crashes, "crash", "crashes")}` : "";
   const reason = here.last_reason === null ? "" : ` (${here.last_reason})`;
-  const life = here.state === "up" ? `up ${span(here.uptime_seconds)}` : `${here.state}${here.next_start_seconds === null ? "" : `, starts in ${left(here.next_start_seconds)}`}`;
-  const words = `generation ${here.generation}, ${life}, ${count(here.in_flight)} in flight${draining}, queue ${count(here.queued)}, ${several(here.restarts, "restart")}${crashes}${reason}`;
+  const life = here.state === "up" ? `up ${span(here.uptime_seconds)}` : down(here);
+  const carried = `${count(here.in_flight)} in flight${draining}, queue ${count(here.queued)}`;
+  const words = `generation ${here.generation}, ${life}, ${carried}, ${several(here.restarts, "restart")}${crashes}${reason}`;
   return { name: backend.name, words, symbol: SYMBOLS[here.state] ?? "unknown" };
+}
+
+function down({ state, next_start_seconds: wait }) {
+  return wait === null ? state : `${state}, starts in ${left(wait)}`;
 }
 
 class Leaf {

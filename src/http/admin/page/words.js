@@ -2,7 +2,12 @@
 
 export const NONE = "–";
 const NARROW = "\u00a0";
-const UNITS = [[86_400, "d"], [3_600, "h"], [60, "min"], [1, "s"]];
+const UNITS = [
+  [86_400, "d"],
+  [3_600, "h"],
+  [60, "min"],
+  [1, "s"],
+];
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const one = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 const clock = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "medium" });
