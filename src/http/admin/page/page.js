@@ -150,6 +150,7 @@ class Page {
     if (this.role !== "reader") return this.unhush();
     for (const button of document.querySelectorAll("#page [data-act]:not([disabled])")) {
       button.disabled = true;
+      button.dataset.words = button.title;
       button.title = "this token may look, but not act";
     }
   }
@@ -157,7 +158,7 @@ class Page {
   unhush() {
     for (const button of document.querySelectorAll("#page [data-act][disabled]")) {
       button.disabled = false;
-      button.title = "";
+      button.title = button.dataset.words;
     }
   }
 

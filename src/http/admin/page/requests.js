@@ -98,9 +98,17 @@ export class Recent {
     this.noteGap(newest);
     for (const ended of fresh) this.keys.add(keyOf(ended));
     this.waiting = [...fresh, ...this.waiting];
+    this.boundWaiting();
     if (this.isHeld()) this.list.draw();
     else this.flush();
     this.tell();
+  }
+
+  /** Who holds the list for long gets it anew instead of all that has come meanwhile. */
+  boundWaiting() {
+    const dropped = this.waiting.splice(PAGES[this.page]);
+    for (const ended of dropped) this.keys.delete(keyOf(ended));
+    if (dropped.length > 0) this.hasGap = true;
   }
 
   /** More have ended than were told, if none of those that were told last is among them. */
