@@ -178,6 +178,8 @@ impl Sources<'_> {
             found(Condition::Well, "answers".to_owned(), None)
         } else if recently(failed) {
             found(Condition::Ailing, "its last request failed, and none was served".to_owned(), None)
+        } else if served.or(failed).is_none() {
+            found(Condition::Unknown, "nothing was asked of it yet".to_owned(), None)
         } else {
             found(Condition::Unknown, "nothing was asked of it for five minutes".to_owned(), None)
         }

@@ -159,10 +159,11 @@ class Card {
     write(this.parts.advice, words);
   }
 
-  essentials({ recent, permits, in_flight: flight, queued, shares }) {
+  essentials({ recent, permits, in_flight: flight, draining, queued, shares }) {
     const { parts } = this;
     write(parts.flight, count(flight));
-    write(parts.permits, permits.limit === null ? "no limit" : `of ${count(permits.limit)} permits`);
+    const limit = permits.limit === null ? "no limit" : `of ${count(permits.limit)} permits`;
+    write(parts.permits, draining > 0 ? `${limit}, ${count(draining)} draining` : limit);
     write(parts.queue, count(queued));
     mark(parts.queue, "data-tone", queued > 0 ? "warn" : null);
     write(parts.p50, known(recent.first_content_seconds.p50, time));
