@@ -56,9 +56,10 @@ impl Journal {
         }
     }
 
-    /// Events with a number above this one, oldest first.
+    /// Events with a number above this one, oldest first. A number that was never given is another process's: all are told.
     pub fn after(&self, id: u64) -> Vec<Event> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = if id > kept.last { 0 } else { id };
         kept.events.iter().filter(|event| event.id > id).cloned().collect()
     }
 }
@@ -76,5 +77,7 @@ mod tests {
         let events = journal.after(0);
         assert_eq!((events.len(), events[0].id), (KEPT, 6));
         assert_eq!(journal.after(KEPT as u64 + 4).len(), 1);
+        assert_eq!(journal.after(KEPT as u64 + 5).len(), 0);
+        assert_eq!(journal.after(KEPT as u64 + 6).len(), KEPT);
     }
 }

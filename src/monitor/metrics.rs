@@ -27,8 +27,6 @@ pub(super) struct Sources<'a> {
     /// What each worker has said last.
     pub(super) shards: &'a [&'a ShardState],
     pub(super) books: &'a Books,
-    /// Unix time at which the process started.
-    pub(super) started_at: f64,
 }
 
 /// A family of one series for each subject: its name, its help, and where its value is found.
@@ -77,7 +75,7 @@ impl Sources<'_> {
         if let Some(memory) = state.memory_bytes {
             page.gauge("process_resident_memory_bytes", "Resident memory of the process.").put(&[], memory);
         }
-        page.gauge("process_start_time_seconds", "Unix time at which the process started.").put(&[], self.started_at);
+        page.gauge("process_start_time_seconds", "Unix time at which the process started.").put(&[], state.started_at);
     }
 
     fn routes(&self, page: &mut Page) {

@@ -148,7 +148,8 @@ impl Monitor {
         let now = self.shared.clock.now();
         let shards: Vec<&ShardState> = self.shards.values().collect();
         let books = Books::of(&self.shared.settings, &shards);
-        let sources = Sources { shared: &self.shared, shards: &shards, books: &books, past: &self.past, now };
+        let sources =
+            Sources { shared: &self.shared, shards: &shards, books: &books, past: &self.past, now, started_at: self.started_at };
         let findings = sources.findings();
         for (known, finding) in self.conditions.iter_mut().zip(&findings) {
             if known.0 != finding.condition {
@@ -170,7 +171,7 @@ impl Monitor {
         let settings = &*self.shared.settings;
         let shards: Vec<&ShardState> = self.shards.values().collect();
         let books = Books::of(settings, &shards);
-        metrics::Sources { settings, state, shards: &shards, books: &books, started_at: self.started_at }.page().into()
+        metrics::Sources { settings, state, shards: &shards, books: &books }.page().into()
     }
 
     /// Tells the journal when requests are refused for want of room, but not each time.

@@ -34,6 +34,8 @@ pub(super) struct Sources<'a> {
     pub(super) books: &'a Books,
     pub(super) past: &'a Past,
     pub(super) now: Moment,
+    /// Unix time at which the process started.
+    pub(super) started_at: f64,
 }
 
 /// A backend's condition, why, and until when.
@@ -54,6 +56,7 @@ impl Sources<'_> {
         let shared = self.shared;
         let settings = &shared.settings;
         let verdict = self.verdict(&findings);
+        let uptime = self.now.since(Moment::after(Duration::ZERO)).as_secs_f64();
         let shares = self.shares();
         let backends = findings.into_iter().enumerate().zip(shares).map(|((index, finding), shares)| {
             let since = self.now.since(since[index]).as_secs_f64();
@@ -65,7 +68,8 @@ impl Sources<'_> {
             version: env!("CARGO_PKG_VERSION"),
             build: if cfg!(debug_assertions) { "debug" } else { "release" },
             configuration: Configuration { source: settings.source.clone(), sha256: settings.fingerprint.clone() },
-            uptime_seconds: self.now.since(Moment::after(Duration::ZERO)).as_secs_f64(),
+            started_at: self.started_at,
+            uptime_seconds: uptime,
             draining: shared.draining.load(Ordering::Relaxed),
             open_requests: shared.open_requests.load(Ordering::Relaxed),
             connections: shared.connections.load(Ordering::Relaxed),
@@ -158,13 +162,21 @@ impl Sources<'_> {
     fn closed(&self, index: usize, shared: &SharedBackend) -> Finding {
         let now = self.now;
         let found = |condition, reason: String, until| Finding { condition, reason, until };
+        let asked: Vec<&ModelSlot> = shared.health.slots().iter().filter(|slot| is_known(slot, now)).collect();
         let open: Vec<&ModelSlot> =
-            shared.health.slots().iter().filter(|slot| slot.circuit.state(now) != CircuitState::Closed).collect();
-        if let Some(first) = open.first() {
+            asked.iter().copied().filter(|slot| slot.circuit.state(now) != CircuitState::Closed).collect();
+        if let Some(first) = open.iter().min_by_key(|slot| next_ask(slot, now)) {
             let told = circuit(&first.circuit, now);
             let more = if open.len() > 1 { format!(" and {} more", open.len() - 1) } else { String::new() };
-            let words = format!("circuit of {}{more} {}: {}", first.model, told.state, told.class.unwrap_or("unknown"));
-            return found(Condition::Ailing, words, told.until_seconds);
+            let name = if is_rest(shared, first) { "its models" } else { &first.model };
+            let words = format!("circuit of {name}{more} {}: {}", told.state, told.class.unwrap_or("unknown"));
+            // What takes none of the requests it gets is down.
+            let condition = match told.until_seconds {
+                _ if open.len() < asked.len() => Condition::Ailing,
+                Some(_) => Condition::Open,
+                None => Condition::HalfOpen,
+            };
+            return found(condition, words, told.until_seconds);
         }
         let stats = self.recent(index).0;
         let tried = stats.attempts + stats.retried;
@@ -491,13 +503,29 @@ fn circuit(circuit: &balance::Circuit, now: Moment) -> Circuit {
     }
 }
 
-/// A model that has been asked for, or whose circuit is not closed.
+/// Whether a model has been asked for, or its circuit is not closed.
+fn is_known(slot: &ModelSlot, now: Moment) -> bool {
+    slot.pulse.averages() != (None, None) || slot.circuit.state(now) != CircuitState::Closed
+}
+
+/// Whether a slot stands for all models that are not listed.
+fn is_rest(shared: &SharedBackend, slot: &ModelSlot) -> bool {
+    shared.health.slots().last().is_some_and(|last| std::ptr::eq(last, slot))
+}
+
+/// When a model is asked again.
+fn next_ask(slot: &ModelSlot, now: Moment) -> Moment {
+    match slot.circuit.state(now) {
+        CircuitState::Open { until, .. } => until,
+        CircuitState::Closed | CircuitState::HalfOpen { .. } => now,
+    }
+}
+
 fn model(slot: &ModelSlot, now: Moment) -> Option<Model> {
-    let (first, token) = slot.pulse.averages();
-    let is_closed = slot.circuit.state(now) == CircuitState::Closed;
-    if first.is_none() && token.is_none() && is_closed {
+    if !is_known(slot, now) {
         return None;
     }
+    let (first, token) = slot.pulse.averages();
     Some(Model {
         model: slot.model.to_string(),
         circuit: circuit(&slot.circuit, now),

@@ -23,7 +23,9 @@ pub struct State {
     pub build: &'static str,
     /// What it was configured with.
     pub configuration: Configuration,
-    /// Seconds since the process started.
+    /// Unix time at which the process started: another process has another.
+    pub started_at: f64,
+    /// Seconds since then.
     pub uptime_seconds: f64,
     /// Whether the process is about to end and takes no new connections.
     pub draining: bool,

@@ -66,7 +66,7 @@ async fn a_member_that_keeps_failing_is_not_asked_until_one_probe_has_found_it_w
         assert_eq!(reply.header("x-stagedoor-failed"), Some("a:server_error"));
     }
     let state = gateway.backend("a").await;
-    assert_eq!((&state["condition"], &state["models"][0]["state"]), (&json!("ailing"), &json!("open")), "{state}");
+    assert_eq!((&state["condition"], &state["models"][0]["state"]), (&json!("open"), &json!("open")), "{state}");
     assert!(state["models"][0]["until_seconds"].as_f64().unwrap() > 0.0);
     let asked = ill.requests().len();
     let reply = gateway.chat("p", "x").await;
