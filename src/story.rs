@@ -125,6 +125,11 @@ impl Trail {
     }
 }
 
+/// Whether a request was served although a try had failed.
+pub fn is_absorbed(outcome: &str, trail: &Trail) -> bool {
+    outcome == "served" && !trail.failures().is_empty()
+}
+
 /// What is told of a request that has ended.
 #[derive(Debug, Clone)]
 pub struct Story {
@@ -174,7 +179,7 @@ impl Story {
 
     /// Whether it was served although a try had failed.
     pub fn is_absorbed(&self) -> bool {
-        self.outcome == "served" && self.attempts > 1 && !self.trail.failures().is_empty()
+        is_absorbed(self.outcome, &self.trail)
     }
 
     /// Whether an operator will look for it: kept apart, so that usual requests do not push it out.

@@ -93,7 +93,8 @@ impl Handler<DrainBackend> for Director {
         Box::pin(async move {
             let start = Instant::now();
             let backend = &shared.backends[act.backend];
-            if !backend.drained.swap(true, Ordering::Relaxed) {
+            let is_first = !backend.drained.swap(true, Ordering::Relaxed);
+            if is_first {
                 backend.drained_at.store(shared.clock.now().raw(), Ordering::Relaxed);
             }
             let mut report = DrainedBackend {
@@ -108,7 +109,7 @@ impl Handler<DrainBackend> for Director {
             let emptying = until_drained(Arc::clone(&shared), shards, act.backend, ends, report.clone());
             if act.wait {
                 report.cut = emptying.await;
-            } else {
+            } else if is_first || act.deadline.is_some() {
                 actix_rt::spawn(emptying);
             }
             report.in_flight = backend.permits.used();

@@ -217,7 +217,9 @@ pub(super) async fn collect(body: &mut Incoming, limit: u64) -> Result<Bytes, Fa
 }
 
 /// The failure that a reply with an error status means.
-pub(super) async fn error_reply(codec: &Codec, mut incoming: Incoming, ends: Instant) -> Failure {
+pub(super) async fn error_reply(station: &Station, mut incoming: Incoming, ends: Instant) -> Failure {
+    // A refusal for a rate limit says most about it.
+    let _ = client_headers(station, incoming.headers(), 0);
     let mut body = BytesMut::new();
     let reading = async {
         while let Some(Ok(chunk)) = std::future::poll_fn(|cx| incoming.poll_next(cx)).await {
@@ -230,7 +232,7 @@ pub(super) async fn error_reply(codec: &Codec, mut incoming: Incoming, ends: Ins
     // The status alone says enough when the body does not come.
     let _ = timeout_at(ends, reading).await;
     let reply = ErrorReply { status: incoming.status().as_u16(), retry_after: retry_after(incoming.headers()), body: &body };
-    codec.failure(&reply)
+    station.codec.failure(&reply)
 }
 
 /// A success that is not a stream although one was asked for: an error object, or something else altogether.

@@ -257,7 +257,7 @@ async fn one_try(
         return Ok(pass_through(head, incoming, flight, call.deadline.min(now + limits.total)));
     }
     if !incoming.status().is_success() {
-        return Err(Box::pin(error_reply(codec, incoming, attempt_ends)).await);
+        return Err(Box::pin(error_reply(station, incoming, attempt_ends)).await);
     }
     if let Some(encoding) = incoming.headers().get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
         let encoding = encoding.to_str().unwrap_or("unknown").to_owned();
@@ -287,7 +287,7 @@ async fn send_part(station: &Station, request: Outgoing<'_>, ledger: &mut Ledger
     let head_ends = ends.min(Instant::now() + station.backend.timeouts.head);
     let mut incoming = send(station, request, ledger, head_ends).await?;
     if !incoming.status().is_success() {
-        return Err(error_reply(&station.codec, incoming, ends).await);
+        return Err(error_reply(station, incoming, ends).await);
     }
     whole_body(&mut incoming, ends, station.backend.max_reply).await
 }

@@ -185,7 +185,9 @@ impl Health {
 
     /// Counts a failed try.
     pub fn failed(&self, slot: u16, trouble: &Trouble, now: Moment) -> Transitions {
-        self.failed.store(now.raw(), Ordering::Relaxed);
+        if trouble.class.is_backends() {
+            self.failed.store(now.raw(), Ordering::Relaxed);
+        }
         let mut transitions = Transitions::new();
         let Trouble { class, sent, began, retry_after } = *trouble;
         let is_connection = matches!(class, FailureClass::Timeout(Phase::Connect)) || (class == FailureClass::Socket && !sent);

@@ -158,6 +158,11 @@ impl MemberStats {
         self.failures.iter().sum()
     }
 
+    /// Of these, those that speak against the backend.
+    pub fn ill_tries(&self) -> u64 {
+        FailureClass::ALL.iter().zip(self.failures).filter(|(class, _)| class.is_backends()).map(|(_, count)| count).sum()
+    }
+
     /// Attempts that failed before first content.
     pub fn failed(&self) -> u64 {
         self.failed_tries().saturating_sub(self.truncated + self.retried)

@@ -70,6 +70,11 @@ impl FailureClass {
         }
     }
 
+    /// Whether it speaks against the backend: what a client is to mend does not.
+    pub fn is_backends(self) -> bool {
+        !matches!(self, Self::Caller | Self::Unsupported | Self::ModelUnknown)
+    }
+
     /// Every class, for statistics by index.
     pub const ALL: [Self; 16] = [
         Self::Caller,

@@ -24,7 +24,7 @@ use crate::chat::{FailureClass, Usage};
 use crate::dialect::openai::error_event;
 use crate::error::GatewayError;
 use crate::settings::{Backend, Route};
-use crate::story::Story;
+use crate::story::{Story, is_absorbed};
 use crate::telemetry::{Ended, Meters, otlp};
 
 const X_BACKEND: HeaderName = HeaderName::from_static("x-stagedoor-backend");
@@ -200,7 +200,7 @@ impl RequestLog {
 
     /// Records what only traces show; after the access-log line, which so looks the same with and without them.
     fn trace(&self, usage: &Usage) {
-        let is_absorbed = self.outcome == "served" && self.call.as_ref().is_some_and(|call| !call.trail.failures().is_empty());
+        let is_absorbed = self.call.as_ref().is_some_and(|call| is_absorbed(self.outcome, &call.trail));
         tracing::record_all!(
             self.span,
             absorbed = is_absorbed,
@@ -405,10 +405,9 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
     response.insert_header((X_ATTEMPTS, attempts));
     // Names of fields come from the client: a few of them say enough.
     let is_plain = |name: &&str| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic());
-    log.dropped = std::mem::take(&mut answer.dropped);
-    let dropped: Vec<&str> = log.dropped.iter().map(|name| &**name).filter(is_plain).take(32).collect();
-    if !dropped.is_empty()
-        && let Ok(dropped) = HeaderValue::from_str(&dropped.join(", "))
+    log.dropped = std::mem::take(&mut answer.dropped).into_iter().filter(|name| is_plain(&&**name)).take(32).collect();
+    if !log.dropped.is_empty()
+        && let Ok(dropped) = HeaderValue::from_str(&log.dropped.join(", "))
     {
         response.insert_header((X_DROPPED, dropped));
     }
@@ -482,7 +481,12 @@ impl ClientBody {
                 }
                 match answer.body {
                     AnswerBody::Live(live) => State::Live(live.take()),
-                    AnswerBody::Full(bytes) => State::Rest(bytes),
+                    AnswerBody::Full(bytes) => {
+                        if let Some(log) = &mut self.log {
+                            log.outcome = "served";
+                        }
+                        State::Rest(bytes)
+                    }
                 }
             }
             Err(failure) => {

@@ -72,9 +72,9 @@ impl Past {
             push(
                 &mut self.sums,
                 Sum {
-                    requests: now.answered() - before.answered(),
-                    failed: now.failed() - before.failed(),
-                    absorbed: now.absorbed - before.absorbed,
+                    requests: now.answered().saturating_sub(before.answered()),
+                    failed: now.failed().saturating_sub(before.failed()),
+                    absorbed: now.absorbed.saturating_sub(before.absorbed),
                 },
             );
         }
@@ -125,10 +125,10 @@ fn point(now: &MemberStats, before: &MemberStats, seconds: f64) -> Point {
     let first_content = now.first_content.since(&before.first_content);
     let quantile = |share| first_content.quantile(share).map(|time| time.as_secs_f32());
     Point {
-        served: u32::try_from(now.served - before.served).unwrap_or(u32::MAX),
-        failed: u32::try_from(now.failed_tries() - before.failed_tries()).unwrap_or(u32::MAX),
+        served: u32::try_from(now.served.saturating_sub(before.served)).unwrap_or(u32::MAX),
+        failed: u32::try_from(now.ill_tries().saturating_sub(before.ill_tries())).unwrap_or(u32::MAX),
         p50: quantile(0.5),
         p99: quantile(0.99),
-        tokens_per_second: ((now.completion_tokens - before.completion_tokens) as f64 / seconds.max(0.001)) as f32,
+        tokens_per_second: (now.completion_tokens.saturating_sub(before.completion_tokens) as f64 / seconds.max(0.001)) as f32,
     }
 }

@@ -180,8 +180,8 @@ impl Sources<'_> {
         }
         let stats = self.recent(index).0;
         let tried = stats.attempts + stats.retried;
-        if tried >= 4 && stats.failed_tries() as f64 > tried as f64 * AILING {
-            let words = format!("{} of {tried} tries failed: {}", stats.failed_tries(), most_frequent(&stats));
+        if tried >= 4 && stats.ill_tries() as f64 > tried as f64 * AILING {
+            let words = format!("{} of {tried} tries failed: {}", stats.ill_tries(), most_frequent(&stats));
             return found(Condition::Ailing, words, None);
         }
         let recently = |at: Option<Moment>| at.is_some_and(|at| now.since(at) < RECENT);
@@ -338,7 +338,7 @@ impl Sources<'_> {
         let error_rate = (requests > 0).then(|| failed as f64 / requests as f64);
         let down = findings.iter().filter(|finding| finding.condition.is_down()).count();
         let draining = self.shared.draining.load(Ordering::Relaxed);
-        let level = level(findings, error_rate, draining);
+        let level = level(findings, requests, error_rate, draining);
         let counts = Counts { requests, failed, absorbed, down, backends: findings.len() };
         let open = self.shared.open_requests.load(Ordering::Relaxed);
         Verdict {
@@ -435,7 +435,7 @@ struct Counts {
     backends: usize,
 }
 
-fn level(findings: &[Finding], error_rate: Option<f64>, draining: bool) -> Level {
+fn level(findings: &[Finding], requests: u64, error_rate: Option<f64>, draining: bool) -> Level {
     let is = |condition: Condition| findings.iter().any(|finding| finding.condition == condition);
     if findings.iter().all(|finding| finding.condition.is_down()) {
         return Level::Down;
@@ -446,11 +446,15 @@ fn level(findings: &[Finding], error_rate: Option<f64>, draining: bool) -> Level
     if draining {
         return Level::Draining;
     }
-    let ails = findings.iter().any(|finding| finding.condition.is_down()) || is(Condition::Ailing);
-    match (ails, is(Condition::Well)) {
-        (true, _) => Level::Degraded,
-        (false, true) => Level::Serving,
-        (false, false) => Level::Unknown,
+    let is_ill =
+        |finding: &Finding| finding.condition.is_down() || matches!(finding.condition, Condition::Ailing | Condition::HalfOpen);
+    let ails = findings.iter().any(is_ill);
+    // Where nobody was asked, nobody knows.
+    let is_known = requests > 0 || is(Condition::Well);
+    match (is_known, ails) {
+        (false, _) => Level::Unknown,
+        (true, true) => Level::Degraded,
+        (true, false) => Level::Serving,
     }
 }
 
@@ -463,7 +467,7 @@ fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
         Level::Degraded => "Clients are being served by the backends that are left.".to_owned(),
         Level::Draining => format!("The gateway is about to end: {open} requests are still open."),
         Level::Failing => "Clients see errors.".to_owned(),
-        Level::Down => "No backend can take requests.".to_owned(),
+        Level::Down => "Every backend is down.".to_owned(),
     };
     let down = match down {
         0 => String::new(),
@@ -477,13 +481,14 @@ fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
     };
     let absorbed = match absorbed {
         0 => String::new(),
-        _ => format!(" Failover saved {absorbed}."),
+        _ => format!(" Retries and failover saved {absorbed}."),
     };
     format!("{begin}{down}{errors}{absorbed}")
 }
 
 fn most_frequent(stats: &MemberStats) -> &'static str {
-    let most = FailureClass::ALL.iter().zip(stats.failures).max_by_key(|(_, count)| *count);
+    let ill = FailureClass::ALL.iter().zip(stats.failures).filter(|(class, _)| class.is_backends());
+    let most = ill.max_by_key(|(_, count)| *count);
     most.map_or("unknown", |(class, _)| class.word())
 }
 

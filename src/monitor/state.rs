@@ -225,8 +225,9 @@ impl Condition {
     /// Whether it takes no requests now.
     pub fn is_down(self) -> bool {
         match self {
-            Self::Well | Self::Unknown | Self::Ailing => false,
-            Self::Starting | Self::HalfOpen | Self::Drained | Self::Open | Self::Failed => true,
+            // The next request is let through.
+            Self::Well | Self::Unknown | Self::Ailing | Self::HalfOpen => false,
+            Self::Starting | Self::Drained | Self::Open | Self::Failed => true,
         }
     }
 }
@@ -558,7 +559,7 @@ pub struct BackendHistory {
     pub name: String,
     /// Attempts that were served.
     pub served: Vec<u32>,
-    /// Tries that failed, streams that broke.
+    /// Tries that failed and streams that broke by no fault of the client.
     pub failed: Vec<u32>,
     /// Median time to first content.
     pub first_content_p50: Vec<Option<f32>>,

@@ -68,6 +68,14 @@ pub(super) fn plan(
     {
         findings.problem("admin.readToken", "it must differ from admin.token, or whoever may look may also act".to_owned());
     }
+    for (key, token) in [("admin.token", &document.admin.token), ("admin.readToken", &document.admin.read_token)] {
+        let Some(token) = token.as_ref().map(Secret::expose) else { continue };
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            findings.problem(key, "a token has visible ASCII characters only, or no client could send it".to_owned());
+        } else if token.len() < SHORT_TOKEN {
+            findings.notes.push(format!("{key} has fewer than {SHORT_TOKEN} characters: it can be guessed"));
+        }
+    }
     if document.telemetry.logs.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
         findings.problem("telemetry.logs.level", format!("`{}` is neither a level nor a filter", document.telemetry.logs.level));
     }
@@ -92,6 +100,9 @@ pub(super) fn plan(
         names,
     }
 }
+
+/// A token with fewer characters is worth a word.
+const SHORT_TOKEN: usize = 12;
 
 /// Models that are switched off, or will be, stay as configured: only the operator knows what should take their place.
 fn note_old_models(backend: &Backend, catalogue: &Catalogue, findings: &mut Findings) {

@@ -1,9 +1,13 @@
-//! What is measured of each request when it has ended.
+//! What is measured of each request when it has ended. Workers only put it into a queue: the instruments have locks, and
+//! belong to one thread.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use opentelemetry::metrics::{Histogram, Meter};
 use opentelemetry::{KeyValue, StringValue};
+use tokio::sync::mpsc;
 
 use super::conventions::{BACKEND, Directory, ERROR, MODEL, OPERATION, POOL, PROVIDER, operation};
 use crate::chat::Usage;
@@ -32,9 +36,35 @@ const NEXT_TOKEN: [f64; 13] = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.
 /// Stands for every model that neither the configuration nor the catalogue names: clients must not add series.
 const OTHER: &str = "other";
 
-/// The instruments.
+/// Requests that may wait to be measured.
+const WAITING: usize = 8_192;
+
+/// Where requests are measured.
 pub struct Meters {
     directory: Directory,
+    queue: mpsc::Sender<Measure>,
+    lost: Arc<AtomicU64>,
+}
+
+/// What waits to be measured.
+enum Measure {
+    Request(Box<Request>),
+    /// Everything before it has been measured.
+    Mark(std::sync::mpsc::Sender<()>),
+}
+
+/// A request with its labels.
+struct Request {
+    labels: Vec<KeyValue>,
+    usage: Option<Usage>,
+    /// Of a stream that was served: to its first token.
+    first_token: Option<Duration>,
+    duration: Duration,
+    error: Option<&'static str>,
+}
+
+/// The instruments.
+struct Instruments {
     duration: Histogram<f64>,
     tokens: Histogram<u64>,
     first_token: Histogram<f64>,
@@ -67,13 +97,85 @@ pub struct Ended<'a> {
 }
 
 impl Meters {
-    /// Makes the instruments.
+    /// Makes the instruments, and starts the thread that they belong to; it ends with the process.
     pub(super) fn new(meter: &Meter, directory: Directory) -> Self {
+        let instruments = Instruments::new(meter);
+        let (queue, mut measures) = mpsc::channel(WAITING);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&lost);
+        std::thread::spawn(move || {
+            let mut told = None;
+            while let Some(measure) = measures.blocking_recv() {
+                match measure {
+                    Measure::Request(request) => instruments.record(*request),
+                    // Who has asked may have stopped waiting.
+                    Measure::Mark(reached) => drop(reached.send(())),
+                }
+                tell_lost(&counted, &mut told);
+            }
+        });
+        Self { directory, queue, lost }
+    }
+
+    /// Waits until everything that ended before has been measured.
+    pub(super) fn settle(&self, patience: Duration) {
+        let (reached, mark) = std::sync::mpsc::channel();
+        if self.queue.try_send(Measure::Mark(reached)).is_ok() {
+            let _ = mark.recv_timeout(patience);
+        }
+    }
+
+    /// Puts a request into the queue; one that finds it full is not measured.
+    pub fn record(&self, ended: &Ended<'_>) {
+        let request = Request {
+            labels: self.labels(ended),
+            usage: ended.usage.filter(|usage| !usage.estimated),
+            // A whole reply says nothing about its first token.
+            first_token: ended.first_content.filter(|_| ended.stream && ended.outcome == "served"),
+            duration: ended.duration,
+            error: (ended.outcome != "served").then(|| ended.class.unwrap_or(ended.outcome)),
+        };
+        if self.queue.try_send(Measure::Request(Box::new(request))).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn labels(&self, ended: &Ended<'_>) -> Vec<KeyValue> {
+        let facts = ended.backend.and_then(|name| self.directory.get(name));
+        let mut labels = Vec::with_capacity(8);
+        labels.push(KeyValue::new(OPERATION, operation(ended.operation)));
+        if let Some(facts) = facts {
+            labels.push(KeyValue::new(PROVIDER, facts.provider));
+            labels.push(KeyValue::new(BACKEND, facts.name.clone()));
+        }
+        if let Some(model) = ended.model {
+            let known = match facts {
+                Some(facts) => facts.models.get(model),
+                None => self.directory.values().find_map(|facts| facts.models.get(model)),
+            };
+            labels.push(KeyValue::new(MODEL, known.cloned().unwrap_or_else(|| StringValue::from(OTHER))));
+        }
+        labels.extend(ended.pool.map(|pool| KeyValue::new(POOL, pool.to_owned())));
+        labels
+    }
+}
+
+/// One line a minute says how many were not measured.
+fn tell_lost(lost: &AtomicU64, told: &mut Option<Instant>) {
+    if lost.load(Ordering::Relaxed) == 0 || told.is_some_and(|told| told.elapsed() < Duration::from_secs(60)) {
+        return;
+    }
+    *told = Some(Instant::now());
+    let count = lost.swap(0, Ordering::Relaxed);
+    tracing::warn!(target: "telemetry", requests = count, "requests ended faster than they could be measured");
+}
+
+impl Instruments {
+    fn new(meter: &Meter) -> Self {
         let seconds = |name: &'static str, words: &'static str, bounds: &[f64]| {
             meter.f64_histogram(name).with_unit("s").with_description(words).with_boundaries(bounds.to_vec()).build()
         };
         Self {
-            directory,
             duration: seconds("gen_ai.client.operation.duration", "GenAI operation duration.", &DURATIONS),
             tokens: meter
                 .u64_histogram("gen_ai.client.token.usage")
@@ -94,47 +196,26 @@ impl Meters {
         }
     }
 
-    /// Records a request.
-    pub fn record(&self, ended: &Ended<'_>) {
-        let facts = ended.backend.and_then(|name| self.directory.get(name));
-        let mut labels = Vec::with_capacity(8);
-        labels.push(KeyValue::new(OPERATION, operation(ended.operation)));
-        if let Some(facts) = facts {
-            labels.push(KeyValue::new(PROVIDER, facts.provider));
-            labels.push(KeyValue::new(BACKEND, facts.name.clone()));
-        }
-        if let Some(model) = ended.model {
-            let known = match facts {
-                Some(facts) => facts.models.get(model),
-                None => self.directory.values().find_map(|facts| facts.models.get(model)),
-            };
-            labels.push(KeyValue::new(MODEL, known.cloned().unwrap_or_else(|| StringValue::from(OTHER))));
-        }
-        labels.extend(ended.pool.map(|pool| KeyValue::new(POOL, pool.to_owned())));
-
-        if let Some(usage) = ended.usage.filter(|usage| !usage.estimated) {
-            for (kind, count) in [("input", usage.prompt_tokens), ("output", usage.completion_tokens)] {
-                if count > 0 {
-                    labels.push(KeyValue::new("gen_ai.token.type", kind));
-                    self.tokens.record(count, &labels);
-                    labels.pop();
-                }
+    fn record(&self, request: Request) {
+        let Request { mut labels, usage, first_token, duration, error } = request;
+        for (kind, count) in usage.iter().flat_map(|usage| [("input", usage.prompt_tokens), ("output", usage.completion_tokens)])
+        {
+            if count > 0 {
+                labels.push(KeyValue::new("gen_ai.token.type", kind));
+                self.tokens.record(count, &labels);
+                labels.pop();
             }
         }
-        // A whole reply says nothing about its first token.
-        if let Some(first) = ended.first_content.filter(|_| ended.stream && ended.outcome == "served") {
+        if let Some(first) = first_token {
             self.first_token.record(first.as_secs_f64(), &labels);
-            let further =
-                ended.usage.filter(|usage| !usage.estimated).map_or(0, |usage| usage.completion_tokens.saturating_sub(1));
+            let further = usage.map_or(0, |usage| usage.completion_tokens.saturating_sub(1));
             if further > 0 {
-                let rest = ended.duration.saturating_sub(first);
+                let rest = duration.saturating_sub(first);
                 self.next_token.record(rest.as_secs_f64() / as_float(further), &labels);
             }
         }
-        if ended.outcome != "served" {
-            labels.push(KeyValue::new(ERROR, ended.class.unwrap_or(ended.outcome)));
-        }
-        self.duration.record(ended.duration.as_secs_f64(), &labels);
+        labels.extend(error.map(|error| KeyValue::new(ERROR, error)));
+        self.duration.record(duration.as_secs_f64(), &labels);
     }
 }
 

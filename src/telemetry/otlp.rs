@@ -1,6 +1,6 @@
 //! OpenTelemetry over OTLP: sets up providers and exporters where `telemetry.otlp` is configured, and nothing where not.
 //!
-//! Spans wait in a bounded queue, measures are added up in memory; both are pushed by threads of their own, so that a
+//! Spans and measures wait in bounded queues, where measures are added up; both are pushed by threads of their own, so that a
 //! collector that is slow, hangs or is gone costs a request nothing. Of the environment, the exporter itself adds headers
 //! from `OTEL_EXPORTER_OTLP_HEADERS` and its variants for traces and metrics, and the SDK takes limits of spans from
 //! `OTEL_SPAN_*_COUNT_LIMIT`; every other `OTEL_*` variable yields to the configuration.
@@ -161,7 +161,10 @@ impl Exporters {
         }
         if let Some(provider) = self.metrics.clone() {
             awaited += 1;
-            std::thread::spawn(move || done.send(provider.shutdown_with_timeout(LAST_PUSH)));
+            std::thread::spawn(move || {
+                meters().into_iter().for_each(|meters| meters.settle(LAST_PUSH));
+                done.send(provider.shutdown_with_timeout(LAST_PUSH))
+            });
         }
         let ends = Instant::now() + LAST_PUSH;
         for _ in 0..awaited {

@@ -27,6 +27,7 @@ impl Source {
             "::" => "[::1]",
             host => host,
         };
+        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
         let token = settings.read_token.clone().or_else(|| settings.admin_token.clone());
         Self { address: format!("http://{host}:{}", settings.server.port), token }
     }

@@ -56,6 +56,10 @@ async fn the_admin_token_acts_the_read_token_looks_and_nobody_else_enters() {
         assert_eq!((refused.status, code(&refused)), (403, "read_only".into()), "{path}");
         assert_ne!(with(&gateway, method, path, &[admin]).await.status, 403, "{path}");
     }
+    for query in ["wait=yes", "deadline=soon", "wait=1&wait=1", "now=1"] {
+        let path = format!("/admin/api/backends/up/restart?{query}");
+        assert_eq!(with(&gateway, "POST", &path, &[admin]).await.status, 400, "{query}");
+    }
     let state = with(&gateway, "GET", "/admin/api/state", &[reader]).await.json();
     assert_eq!(
         state["backends"][0]["drained"], false,
@@ -128,12 +132,24 @@ async fn guessing_is_slowed_and_sessions_go_on() {
 async fn without_a_token_only_this_machine_enters_under_its_own_name() {
     let gateway = Gateway::start(OPEN);
     assert_eq!(gateway.get("/admin/api/session").await.json(), json!({ "role": "operator", "way": "loopback" }));
-    for headers in [[("x-forwarded-for", "10.0.0.1")], [("forwarded", "for=10.0.0.1")]] {
+    for headers in [
+        [("x-forwarded-for", "10.0.0.1")],
+        [("forwarded", "for=10.0.0.1")],
+        [("via", "1.1 proxy")],
+        [("x-real-ip", "10.0.0.1")],
+        [("cf-connecting-ip", "10.0.0.1")],
+    ] {
         assert_eq!(with(&gateway, "GET", "/admin/api/state", &headers).await.status, 401, "{headers:?}");
     }
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"GET /admin/api/state HTTP/1.1\r\nhost: rebound.example\r\n\r\n").await.unwrap();
     assert_eq!(read_head(&mut stream).await.status, 401);
+    // A proxy that says nothing of itself speaks the old version to what is behind it.
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(b"GET /admin/api/state HTTP/1.0\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.split(' ').nth(1) == Some("401"), "{answer}");
     let refused = with(&gateway, "POST", "/admin/api/backends/up/reset", &[("origin", "http://evil.example")]).await;
     assert_eq!((refused.status, code(&refused)), (403, "cross_site".into()));
     assert_eq!(with(&gateway, "POST", "/admin/api/backends/up/reset", &[]).await.status, 200);
@@ -303,7 +319,10 @@ async fn a_test_prompt_reaches_a_backend_whatever_is_known_of_it() {
     }
     assert_eq!(test("nobody", "").await.status, 404);
     let events = gateway.state().await["events"].to_string();
-    assert!(events.contains("test by loopback") && !events.contains("five words"), "{events}");
+    assert!(
+        events.contains("test-requested by loopback") && events.contains("test by loopback") && !events.contains("five words"),
+        "{events}"
+    );
 }
 
 #[tokio::test]
@@ -347,6 +366,75 @@ async fn the_state_says_what_operators_ask_first() {
     assert_eq!((&state["verdict"]["requests"], &state["verdict"]["failed"]), (&json!(3), &json!(0)));
     assert_eq!(state["configuration"]["sha256"].as_str().unwrap().len(), 64);
     assert!(state["memory_bytes"].as_u64().unwrap() > 1 << 20);
+}
+
+#[tokio::test]
+async fn what_clients_are_to_mend_makes_no_backend_ill() {
+    let provider = Provider::start(|request, mut wire| async move {
+        let status = if request.json()["messages"][0]["content"] == "wrong" { 400 } else { 200 };
+        let no = json!({ "error": { "message": "no", "type": "invalid_request_error", "code": null } });
+        wire.json(status, if status == 400 { &no } else { &*Box::leak(Box::new(crate::support::completion("x"))) }).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), "")));
+    for _ in 0..6 {
+        assert_eq!(gateway.chat("up", "wrong").await.status, 400);
+    }
+    let state = gateway.state().await;
+    assert_eq!(
+        (&state["backends"][0]["condition"], &state["verdict"]["level"]),
+        (&json!("unknown"), &json!("unknown")),
+        "{state}"
+    );
+    assert_eq!(state["backends"][0]["recent"]["failures"], json!({ "caller": 6 }));
+    assert_eq!(gateway.chat("up", "right").await.status, 200);
+    let state = gateway.state().await;
+    assert_eq!((&state["backends"][0]["condition"], &state["verdict"]["level"]), (&json!("well"), &json!("serving")), "{state}");
+}
+
+#[tokio::test]
+async fn a_backend_that_would_be_asked_next_is_not_called_down() {
+    let provider = Provider::start(|_, mut wire| async move {
+        let headers = [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-limit-requests", "100")];
+        let body = json!({ "error": { "message": "slow down", "type": "t", "code": null } });
+        wire.reply(429, "application/json", &headers, body.to_string().as_bytes()).await;
+        Some(wire)
+    })
+    .await;
+    let more = "maxRetries: 0, circuit: { coolDown: 100ms, rateLimited: 100ms }";
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), more)));
+    assert_eq!(gateway.chat("up", "x").await.status, 429);
+    // A refusal says most about the limits.
+    assert_eq!(gateway.backend("up").await["headroom"]["requests_left"], 0);
+    eventually("its cool-down is over", || async { gateway.backend("up").await["condition"] == "half-open" }).await;
+    let verdict = gateway.state().await["verdict"].clone();
+    assert_eq!(verdict["backends_down"], 0, "{verdict}");
+    assert_ne!(verdict["level"], "down", "{verdict}");
+}
+
+#[tokio::test]
+async fn a_story_keeps_no_more_of_a_clients_field_names_than_a_header_shows() {
+    let gateway =
+        Gateway::start("backends:\n  - { name: up, type: simulated, config: { dialect: anthropic, firstToken: 1ms } }\n");
+    let mut body = json!({ "model": "up", "messages": [{ "role": "user", "content": "hi" }], "odd": 1 });
+    body["x".repeat(100_000)] = json!(1);
+    let headers = [("content-type", "application/json"), ("x-request-id", "long-names")];
+    let reply = gateway.send("POST", "/v1/chat/completions", &headers, body.to_string().as_bytes()).await;
+    assert_eq!((reply.status, reply.header("x-stagedoor-dropped")), (200, Some("odd")));
+    eventually("it has ended", || async { gateway.get("/admin/api/requests/long-names").await.json()["state"] == "ended" }).await;
+    let story = gateway.get("/admin/api/requests/long-names").await;
+    assert_eq!(story.json()["dropped"], json!(["odd"]));
+    assert!(story.body.len() < 10_000);
+}
+
+#[tokio::test]
+async fn tokens_must_be_ones_that_can_be_sent() {
+    for token in ["with space", "t\u{e4}st"] {
+        let text = format!("admin: {{ token: \"{token}\" }}\nbackends: [{{ name: s, type: simulated }}]");
+        let error = stagedoor::settings::from_text("test", &text, &std::collections::BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.contains("admin.token") && !error.contains(token), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -11,6 +11,12 @@ use super::{embeddings, failure_in_reply};
 use crate::chat::{Endpoint, Failure, FailureClass, Lexer, Usage};
 use crate::dialect::{Ask, Whole};
 
+const CHOICES: &[u8] = br#""choices""#;
+const DATA: &[u8] = br#""data""#;
+const ERROR: &[u8] = br#""error""#;
+const USAGE: &[u8] = br#""usage""#;
+const KEYS: [&[u8]; 4] = [CHOICES, DATA, ERROR, USAGE];
+
 /// What the gateway reads of a reply; everything else is only checked to be JSON.
 #[derive(Default)]
 struct Peek {
@@ -24,13 +30,27 @@ impl Peek {
     fn of(body: &[u8]) -> Option<Self> {
         let mut peek = Self::default();
         let mut usage = None;
+        let mut seen = [false; KEYS.len()];
         let mut lexer = Lexer::new(body);
-        let crossed = lexer.object(|lexer, key| match &body[key] {
-            br#""choices""# if lexer.peek() == Some(b'[') => lexer.array(|lexer| lexer.value().map(|_| peek.has_choices = true)),
-            br#""data""# => lexer.value().map(|place| peek.has_data = &body[place] != b"null"),
-            br#""error""# => lexer.value().map(|place| peek.has_error = &body[place] != b"null"),
-            br#""usage""# => lexer.value().map(|place| usage = Some(place)),
-            _ => lexer.value().map(drop),
+        let crossed = lexer.object(|lexer, key| {
+            let key = &body[key];
+            let known = KEYS.iter().position(|known| *known == key);
+            // Readers may take one or the other of a key that comes twice or is written in another way: neither passes.
+            if known.is_some_and(|known| std::mem::replace(&mut seen[known], true)) || key.contains(&b'\\') {
+                return Err(lexer.error("a key comes twice, or has escapes"));
+            }
+            let Some(known) = known else { return lexer.value().map(drop) };
+            if KEYS[known] == CHOICES && lexer.peek() == Some(b'[') {
+                return lexer.array(|lexer| lexer.value().map(|_| peek.has_choices = true));
+            }
+            let place = lexer.value()?;
+            match KEYS[known] {
+                DATA => peek.has_data = &body[place] != b"null",
+                ERROR => peek.has_error = &body[place] != b"null",
+                USAGE => usage = Some(place),
+                _ => {}
+            }
+            Ok(())
         });
         crossed.and_then(|()| lexer.end()).ok()?;
         if let Some(place) = usage {
@@ -124,6 +144,9 @@ mod tests {
             (r#"{"choices":[1]"#, None),
             (r#"{"choices":[1],"usage":"none"}"#, None),
             (r#"[{"choices":[1]}]"#, None),
+            (r#"{"error":{"message":"no"},"error":null,"choices":[1]}"#, None),
+            (r#"{"\u0065rror":{"message":"no"},"choices":[1]}"#, None),
+            (r#"{"choices":[1],"choices":[]}"#, None),
             ("", None),
         ] {
             assert_eq!(peek(body), seen, "{body}");

@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use actix_web::HttpRequest;
-use actix_web::http::{StatusCode, header};
+use actix_web::http::header::HeaderName;
+use actix_web::http::{StatusCode, Version};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -92,7 +93,7 @@ impl Visitor {
 /// No token, a wrong one or one that may only look; without configured tokens, a request from elsewhere; guesses.
 pub(in crate::http) async fn enter(request: &HttpRequest, is_act: bool) -> Result<Visitor, Refused> {
     let gateway = request.app_data::<Rc<Gateway>>().map(Rc::clone).ok_or_else(Refused::internal)?;
-    let address = request.peer_addr().map(|peer| peer.ip());
+    let address = peer(request);
     let (role, way) = admit(request, &gateway, address).await?;
     if is_act && role != Role::Operator {
         return Err(Refused::new(StatusCode::FORBIDDEN, "this token may look, but not act; use the admin token", "read_only"));
@@ -161,14 +162,34 @@ fn role_of(settings: &Settings, token: &str) -> Option<Role> {
     }
 }
 
-/// From this machine, asked for under one of its own names, and passed on by nobody.
+/// Whose connection it is. On a socket of both protocols an address of the old one is written as one of the new.
+pub(super) fn peer(request: &HttpRequest) -> Option<IpAddr> {
+    request.peer_addr().map(|peer| peer.ip().to_canonical())
+}
+
+/// Headers by which proxies say that they pass a request on, beside `Forwarded` and those that begin with `x-forwarded-`.
+const PASSED_ON: [&str; 7] = [
+    "via",
+    "x-real-ip",
+    "x-client-ip",
+    "x-original-forwarded-for",
+    "cf-connecting-ip",
+    "true-client-ip",
+    "x-envoy-external-address",
+];
+
+/// From this machine, asked for under one of its own names, and passed on by nobody, as far as that can be seen: a proxy
+/// beside the gateway may hide itself, so that an operator who has one needs a token.
 fn is_from_here(request: &HttpRequest) -> bool {
-    let from_here = request.peer_addr().is_some_and(|peer| peer.ip().is_loopback());
+    let from_here = peer(request).is_some_and(|address| address.is_loopback());
     let host = reply::text(request, "host");
     let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(name, _)| name);
     let is_local = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
-    let is_forwarded =
-        request.headers().keys().any(|name| name == header::FORWARDED || name.as_str().starts_with("x-forwarded-"));
+    let is_forwarded = request.headers().keys().map(HeaderName::as_str).any(|name| {
+            name == "forwarded" || name.starts_with("x-forwarded-") || PASSED_ON.contains(&name)
+        })
+        // What proxies speak unless they are told otherwise, and no browser or client of today.
+        || request.version() == Version::HTTP_10;
     from_here && is_local && !is_forwarded
 }
 
@@ -184,7 +205,8 @@ pub(super) fn same_origin(request: &HttpRequest) -> Result<(), Refused> {
     Err(Refused::new(StatusCode::FORBIDDEN, "acts are refused when another site asks for them", "cross_site"))
 }
 
-/// Wrong tokens by address; a few of them are remembered.
+/// Wrong tokens by address, and since when they are counted or, once there were too many, since when it is locked; few
+/// addresses are remembered.
 #[derive(Debug, Default)]
 pub(crate) struct Guesses(Mutex<HashMap<IpAddr, (u32, Instant)>>);
 
@@ -207,7 +229,9 @@ impl Guesses {
         }
         let (count, since) = known.entry(address).or_insert((0, now));
         *count += 1;
-        *since = now;
+        if *count == GUESSES {
+            *since = now;
+        }
     }
 }
 
@@ -221,7 +245,20 @@ fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use actix_web::test::TestRequest;
+
     use super::*;
+
+    #[test]
+    fn an_address_of_the_old_protocol_is_itself_on_a_socket_of_both() {
+        let request = |peer: &str| {
+            let peer = peer.parse().unwrap();
+            TestRequest::get().insert_header(("host", "localhost:8080")).peer_addr(peer).to_http_request()
+        };
+        assert!(is_from_here(&request("[::ffff:127.0.0.1]:1")) && is_from_here(&request("[::1]:1")));
+        assert!(!is_from_here(&request("[::ffff:10.0.0.1]:1")));
+        assert_eq!(peer(&request("[::ffff:10.0.0.1]:1")), "10.0.0.1".parse().ok());
+    }
 
     #[test]
     fn an_address_is_locked_after_ten_wrong_tokens_and_others_are_not() {
@@ -234,6 +271,11 @@ mod tests {
         }
         assert_eq!((guesses.locked(ill, now), guesses.locked(well, now)), (Some(LOCKED), None));
         assert_eq!(guesses.locked(ill, now + LOCKED), None);
+        // Ten in more than a minute are no guessing.
+        for number in 0..20 {
+            guesses.note(well, now + Duration::from_secs(number * 7));
+            assert_eq!(guesses.locked(well, now + Duration::from_secs(number * 7)), None, "{number}");
+        }
     }
 
     #[test]

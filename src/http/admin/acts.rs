@@ -48,13 +48,13 @@ impl Act {
         let backend = &*self.backend.name;
         let (by, result) = (self.visitor.who(), json!(result));
         tracing::info!(target: "audit", act, backend, by, %result, "operator's act");
-        self.shared().journal.note("act", Some(backend), None, format!("{act} by {by}: {}", in_words(&result)));
+        self.shared().journal.note("act", Some(backend), None, format!("{act} by {by}{}", in_words(&result)));
     }
 }
 
 /// A result as text that people read.
 fn in_words(result: &Value) -> String {
-    let Value::Object(fields) = result else { return result.to_string() };
+    let Value::Object(fields) = result else { return format!(": {result}") };
     let told = fields.iter().filter(|(name, value)| !value.is_null() && !matches!(name.as_str(), "backend" | "workers"));
     let told: Vec<String> = told
         .map(|(name, value)| match value {
@@ -62,7 +62,7 @@ fn in_words(result: &Value) -> String {
             other => format!("{name} {other}"),
         })
         .collect();
-    if told.is_empty() { "done".to_owned() } else { told.join(", ") }
+    if told.is_empty() { String::new() } else { format!(": {}", told.join(", ")) }
 }
 
 fn options<T: DeserializeOwned>(request: &HttpRequest, words: &str) -> Result<T, Refused> {
@@ -91,8 +91,12 @@ pub(super) struct Waiting {
 impl Waiting {
     const WORDS: &str = "the options are `deadline` and `wait`, each once";
 
-    fn is_on(&self) -> bool {
-        self.wait.as_deref().is_some_and(|wait| matches!(wait, "1" | "true"))
+    fn is_on(&self) -> Result<bool, Refused> {
+        match self.wait.as_deref() {
+            Some("1" | "true") => Ok(true),
+            Some("0" | "false") | None => Ok(false),
+            Some(_) => Err(refuse(StatusCode::BAD_REQUEST, "`wait`: 1, true, 0 or false", "invalid_value")),
+        }
     }
 }
 
@@ -116,7 +120,7 @@ pub(super) async fn restart(request: HttpRequest) -> Result<HttpResponse, Refuse
     let act = Act::begin(&request).await?;
     let options: Waiting = options(&request, Waiting::WORDS)?;
     let deadline = duration("deadline", options.deadline.as_deref())?;
-    let wait = options.is_on();
+    let wait = options.is_on()?;
     act.note("restart-requested", &json!({ "deadline": options.deadline }));
     let sent = act.visitor.gateway.director.send(RestartBackend { backend: act.backend.index, deadline, wait }).await;
     let Ok(Ok(mut begun)) = sent else { return Err(worker_gone()) };
@@ -138,7 +142,7 @@ pub(super) async fn drain(request: HttpRequest) -> Result<HttpResponse, Refused>
     let act = Act::begin(&request).await?;
     let options: Waiting = options(&request, Waiting::WORDS)?;
     let deadline = duration("deadline", options.deadline.as_deref())?;
-    let wait = options.is_on();
+    let wait = options.is_on()?;
     act.note("drain-requested", &json!({ "deadline": options.deadline }));
     let sent = act.visitor.gateway.director.send(DrainBackend { backend: act.backend.index, deadline, wait }).await;
     let Ok(report) = sent else { return Err(worker_gone()) };

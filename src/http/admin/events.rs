@@ -1,4 +1,4 @@
-//! The live stream: the state and the requests once a second, and every event of the journal as it happens. A client that
+//! The live stream: once a second the state, the requests, and every event of the journal since the last time. A client that
 //! does not read misses states, never events that are still kept, and costs nothing but its connection.
 
 use std::collections::VecDeque;
@@ -21,8 +21,8 @@ const MOST: usize = 100;
 /// How long a stream lasts; then its client comes again and shows who it is.
 const LASTS: Duration = Duration::from_secs(900);
 
-/// Events: `state` (a State without its events) and `requests` (Requests) once a second, `journal` (an Event) as things
-/// happen. With `Last-Event-ID` the journal goes on behind that one.
+/// Once a second: `state` (a State without its events), `requests` (Requests), and `journal` (an Event) for each that has
+/// happened. With `Last-Event-ID` the journal goes on behind that one.
 #[utoipa::path(
     get, path = "/admin/api/events", tag = "state", params(("Last-Event-ID" = Option<u64>, Header, description = "number of the last journal event that was seen")),
     responses((status = 200, content_type = "text/event-stream", body = String), (status = 401, body = Problem), (status = 503, body = Problem))

@@ -95,6 +95,11 @@ pub(super) async fn test(request: HttpRequest, body: Result<web::Bytes, actix_we
         })?,
     };
     let prompt: TestPrompt = prompt.unwrap_or_default();
+    // Whoever does not wait for the result has asked all the same.
+    act.note(
+        "test-requested",
+        &json!({ "model": prompt.model.as_deref().map(|model| model.chars().take(64).collect::<String>()) }),
+    );
     let result = ask(&act.visitor.gateway, &act.backend, &prompt).await?;
     let seconds = |time: Option<f64>| time.map(|time| (time * 1e3).round() / 1e3);
     act.note(

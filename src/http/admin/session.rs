@@ -12,7 +12,7 @@ use ring::hmac;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::access::{Role, Way, check_token, enter, same_origin};
+use super::access::{Role, Way, check_token, enter, peer, same_origin};
 use super::{Problem, Refused, object, whole};
 use crate::http::{Gateway, reply};
 use crate::settings::Settings;
@@ -56,7 +56,8 @@ pub(super) async fn begin(request: HttpRequest, body: Result<web::Bytes, actix_w
     let Ok(Login { token }) = object(&whole(body)?) else {
         return Err(Refused::new(StatusCode::BAD_REQUEST, "the body is `{\"token\": \"...\"}`", "invalid_value"));
     };
-    let role = check_token(&gateway, &token, request.peer_addr().map(|peer| peer.ip())).await?;
+    let role = check_token(&gateway, &token, peer(&request)).await?;
+    tracing::info!(target: "audit", act = "login", role = role.word(), address = peer(&request).map(tracing::field::display), "operator's act");
     let ends = unix_seconds() + LASTS.as_secs();
     let value = sealed(role, ends, &gateway.shared.settings).ok_or_else(Refused::internal)?;
     let mut cookie = cookie(&request, value);
@@ -81,8 +82,10 @@ fn cookie(request: &HttpRequest, value: String) -> Cookie<'static> {
 
 /// What the request's session may do, if it has one that holds.
 pub(super) fn role(request: &HttpRequest, settings: &Settings) -> Option<Role> {
-    let cookie = request.cookie(COOKIE)?;
-    opened(cookie.value(), settings, unix_seconds())
+    let cookies = request.cookies().ok()?;
+    // Another application on the same host may have set one of this name.
+    let own = cookies.iter().filter(|cookie| cookie.name() == COOKIE);
+    own.filter_map(|cookie| opened(cookie.value(), settings, unix_seconds())).next()
 }
 
 fn key(role: Role, settings: &Settings) -> Option<hmac::Key> {

@@ -36,7 +36,6 @@ class Page {
     );
     this.state = null;
     /** When the state was taken in, in seconds. */
-    this.takenAt = 0;
     this.costs = { state: 0, requests: 0 };
     this.isLive = null;
     byId("login")
@@ -122,10 +121,7 @@ class Page {
   }
 
   takeState(state) {
-    const now = performance.now() / 1000;
-    // Who has been up for less than it should be by now is another process.
-    if (this.state !== null && state.uptime_seconds < this.state.uptime_seconds + now - this.takenAt - 1) this.forget();
-    this.takenAt = now;
+    if (this.state !== null && state.started_at !== this.state.started_at) this.forget();
     this.state = state;
     for (const section of this.sections) section.update(state);
     this.hush();
