@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry::metrics::{Histogram, Meter};
 use opentelemetry::{KeyValue, StringValue};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::conventions::{BACKEND, Directory, ERROR, MODEL, OPERATION, POOL, PROVIDER, operation};
 use crate::chat::Usage;

@@ -84,19 +84,25 @@ pub(super) struct Waiting {
     /// How long what is in flight may take, such as `30s`.
     #[param(pattern = "^[0-9]{1,6}(ms|s|m)$")]
     deadline: Option<String>,
-    /// `1` or `true`: answer when the backend carries nothing any more.
-    wait: Option<String>,
+    /// Whether to answer only when the backend carries nothing any more.
+    #[param(inline)]
+    wait: Option<Switch>,
+}
+
+/// On or off.
+#[derive(Deserialize, ToSchema)]
+enum Switch {
+    #[serde(rename = "1", alias = "true")]
+    On,
+    #[serde(rename = "0", alias = "false")]
+    Off,
 }
 
 impl Waiting {
-    const WORDS: &str = "the options are `deadline` and `wait`, each once";
+    const WORDS: &str = "the options are `deadline`, such as 30s, and `wait`, 1 or 0, each once";
 
-    fn is_on(&self) -> Result<bool, Refused> {
-        match self.wait.as_deref() {
-            Some("1" | "true") => Ok(true),
-            Some("0" | "false") | None => Ok(false),
-            Some(_) => Err(refuse(StatusCode::BAD_REQUEST, "`wait`: 1, true, 0 or false", "invalid_value")),
-        }
+    fn is_on(&self) -> bool {
+        matches!(self.wait, Some(Switch::On))
     }
 }
 
@@ -120,7 +126,7 @@ pub(super) async fn restart(request: HttpRequest) -> Result<HttpResponse, Refuse
     let act = Act::begin(&request).await?;
     let options: Waiting = options(&request, Waiting::WORDS)?;
     let deadline = duration("deadline", options.deadline.as_deref())?;
-    let wait = options.is_on()?;
+    let wait = options.is_on();
     act.note("restart-requested", &json!({ "deadline": options.deadline }));
     let sent = act.visitor.gateway.director.send(RestartBackend { backend: act.backend.index, deadline, wait }).await;
     let Ok(Ok(mut begun)) = sent else { return Err(worker_gone()) };
@@ -142,7 +148,7 @@ pub(super) async fn drain(request: HttpRequest) -> Result<HttpResponse, Refused>
     let act = Act::begin(&request).await?;
     let options: Waiting = options(&request, Waiting::WORDS)?;
     let deadline = duration("deadline", options.deadline.as_deref())?;
-    let wait = options.is_on()?;
+    let wait = options.is_on();
     act.note("drain-requested", &json!({ "deadline": options.deadline }));
     let sent = act.visitor.gateway.director.send(DrainBackend { backend: act.backend.index, deadline, wait }).await;
     let Ok(report) = sent else { return Err(worker_gone()) };
