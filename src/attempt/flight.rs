@@ -199,15 +199,13 @@ pub struct Flight {
 }
 
 /// A flight as an operator sees it.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone)]
 pub struct FlightView {
     /// The request's id.
     pub id: String,
     /// Index of its pool.
-    #[serde(skip)]
     pub pool: u16,
     /// The model that the client asked for.
-    #[serde(skip)]
     pub model: Option<Box<str>>,
     /// Seconds since the request was taken.
     pub age_seconds: f64,

@@ -44,8 +44,8 @@ pub struct Upstream {
     ends_by: Instant,
     last_pull: Instant,
     last_emit: Instant,
-    /// Whether any piece has been given to the reader.
-    has_emitted: bool,
+    /// When a piece of the reply was last given to the reader.
+    last_piece: Option<Instant>,
     /// Since when the reader waits for the provider; `None` while it is the reader's turn.
     waiting_since: Option<Instant>,
     wants_comment: bool,
@@ -94,7 +94,7 @@ impl Upstream {
             ends_by,
             last_pull: now,
             last_emit: now,
-            has_emitted: false,
+            last_piece: None,
             waiting_since: None,
             wants_comment: false,
             failed: None,
@@ -253,12 +253,11 @@ impl LiveBody {
                 return Poll::Ready(None);
             };
             upstream.last_pull = now;
-            let before = upstream.last_emit;
             let step = next(upstream, cx, now);
-            // Comments do not count, and what follows the first content at once was there before.
-            let is_piece = matches!(step, Step::Emit(_)) && upstream.has_emitted;
-            upstream.has_emitted |= matches!(step, Step::Emit(_));
-            (step, is_piece.then(|| now.duration_since(before)), upstream.keepsakes())
+            // The gateway's own comments are no pieces.
+            let is_piece = matches!(&step, Step::Emit(bytes) if bytes.as_ptr() != COMMENT.as_ptr());
+            let before = if is_piece { upstream.last_piece.replace(now) } else { None };
+            (step, before.map(|before| now.duration_since(before)), upstream.keepsakes())
         };
         if let Some(gap) = gap {
             self.flight.note_gap(gap);
