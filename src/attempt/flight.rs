@@ -341,11 +341,6 @@ impl Flights {
         flights.iter().map(|flight| flight.view(now)).collect()
     }
 
-    /// A piece of a stream has come so long after the one before.
-    pub fn note_gap(&self, gap: Duration) {
-        self.gaps.borrow_mut().add(gap);
-    }
-
     fn all(&self) -> Vec<Rc<Flight>> {
         self.slab.borrow().iter().map(|(_, flight)| Rc::clone(flight)).collect()
     }
@@ -388,7 +383,7 @@ impl Flight {
 
     /// A piece of its stream has come so long after the one before.
     pub fn note_gap(&self, gap: Duration) {
-        self.flights.note_gap(gap);
+        self.flights.gaps.borrow_mut().add(gap);
     }
 
     /// Begins a try.
