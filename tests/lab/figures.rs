@@ -6,8 +6,8 @@ use super::scenarios::{Ailing, Scenario};
 /// Share of its usual choices at which a member counts as left, and as returned to.
 const LEFT: f64 = 0.2;
 const RETURNED: f64 = 0.5;
-/// Fewest requests in flight for an equal share to be compared with: of one or two the double is nothing.
-const COUNTED_SHARE: f64 = 8.0;
+/// Smallest equal share, in requests in flight, that the greatest is compared with: below it one request more is a crowd.
+const COUNTED_SHARE: f64 = 2.0;
 
 /// Figures of one run.
 #[derive(Debug, Clone)]
