@@ -171,13 +171,17 @@ fn gather(backend: usize, stream: &[u8], cuts: &[usize], upto: usize) -> Gathere
             break;
         }
         take(&mut relay, &mut out);
+        // A client hangs up once it has the finish: what is kept must not come later.
+        let kept = relay.keepsakes().len();
+        assert!(kept == 0 || out.finishes > 0, "kept before the finish");
+        out.kept += kept;
     }
     if !out.failed {
         out.failed = relay.finish().is_err();
     }
     take(&mut relay, &mut out);
     out.usage = relay.usage();
-    out.kept = relay.keepsakes().len();
+    out.kept += relay.keepsakes().len();
     out
 }
 

@@ -111,11 +111,11 @@ impl Upstream {
         }
     }
 
-    /// What must be kept for later requests, once the reply is whole.
+    /// What must be kept for later requests.
     fn keepsakes(&mut self) -> Vec<Keepsake> {
         match &mut self.meter {
-            Meter::Events(relay) if relay.is_done() => relay.keepsakes(),
-            Meter::Events(_) | Meter::Bytes { .. } => Vec::new(),
+            Meter::Events(relay) => relay.keepsakes(),
+            Meter::Bytes { .. } => Vec::new(),
         }
     }
 

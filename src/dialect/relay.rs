@@ -100,11 +100,13 @@ impl Relay {
         }
     }
 
-    /// What must be kept for later requests, taken out.
+    /// What must be kept for later requests, taken out. It is there with the finish: a client that has seen that may hang up
+    /// and ask again before the provider's stream ends.
     pub fn keepsakes(&mut self) -> Vec<Keepsake> {
         match self {
             Self::Same(_) => Vec::new(),
-            Self::Translated(relay) => relay.decoder.keepsakes(),
+            Self::Translated(relay) if relay.sink.has_finish => relay.decoder.keepsakes(),
+            Self::Translated(_) => Vec::new(),
         }
     }
 }
@@ -123,6 +125,7 @@ struct Chunks {
     writer: ChunkWriter,
     out: VecDeque<Bytes>,
     has_content: bool,
+    has_finish: bool,
     content_events: u64,
 }
 
@@ -136,6 +139,7 @@ impl Sink for Chunks {
             self.has_content = true;
             self.content_events += 1;
         }
+        self.has_finish |= matches!(piece, Piece::Finish { .. });
         let chunk = self.writer.chunk(choice, piece);
         self.out.push_back(chunk);
     }
@@ -148,7 +152,7 @@ impl Translated {
         Self {
             splitter: Splitter::new(EVENT_LIMIT),
             decoder,
-            sink: Chunks { writer, out: VecDeque::new(), has_content: false, content_events: 0 },
+            sink: Chunks { writer, out: VecDeque::new(), has_content: false, has_finish: false, content_events: 0 },
             include_usage: ask.scan.include_usage,
             done: false,
         }
