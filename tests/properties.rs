@@ -171,7 +171,7 @@ fn gather(backend: usize, stream: &[u8], cuts: &[usize], upto: usize) -> Gathere
             break;
         }
         take(&mut relay, &mut out);
-        // A client hangs up once it has the finish: what is kept must not come later.
+        // It goes out with the finish, and not before: a reply without one is not whole.
         let kept = relay.keepsakes().len();
         assert!(kept == 0 || out.finishes > 0, "kept before the finish");
         out.kept += kept;
