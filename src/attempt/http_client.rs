@@ -146,7 +146,8 @@ impl HttpClient {
         headers: &[(HeaderName, HeaderValue)],
     ) -> Result<FrozenClientRequest, SendFailure> {
         let uri = Uri::try_from(url).map_err(|_| unsendable("the address for this request is not valid"))?;
-        let mut request = client.request(method.clone(), uri);
+        let host = host_header(&uri)?;
+        let mut request = client.request(method.clone(), uri).insert_header((header::HOST, host));
         if headers.is_empty() {
             request = request.insert_header(json()[0].clone());
         }
@@ -155,6 +156,16 @@ impl HttpClient {
         }
         request.freeze().map_err(|_| unsendable("the request could not be formed"))
     }
+}
+
+/// The address's host as HTTP/1 names it. Left to itself awc works it out anew, and copies it, for every request.
+fn host_header(uri: &Uri) -> Result<HeaderValue, SendFailure> {
+    let host = uri.host().unwrap_or_default();
+    let header = match uri.port_u16() {
+        None | Some(80 | 443) => HeaderValue::try_from(host),
+        Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
+    };
+    header.map_err(|_| unsendable("the address for this request is not valid"))
 }
 
 fn json() -> [(HeaderName, HeaderValue); 1] {

@@ -11,6 +11,8 @@ use crate::settings::{Child, Group, Node, Strategy};
 
 /// In a larger group only so many members are compared for one request.
 const COMPARED: usize = 16;
+/// Multiples of it lie evenly in 0..1, wherever one stops.
+const GOLDEN: f64 = 0.618_033_988_749_895;
 
 /// Whether a member may be asked.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -187,6 +189,31 @@ fn draw_one(group: &Group, members: &impl Members, unit: &mut impl FnMut() -> f6
     draw(group.children.iter().map(|child| members.weight(child)), unit())
 }
 
+/// The next member of a large group by weight: they pass in a row, each gains its part of the heaviest weight, and is
+/// chosen when its gains make a whole. So shares are smooth, equal members take turns, and as few connections as can be
+/// are in use at each. `None` when none of the first few comes up.
+fn next_by_weight(group: &Group, members: &impl Members, turns: &mut Turns) -> Option<usize> {
+    let heaviest = members.heaviest(group);
+    if heaviest <= 0.0 {
+        return None;
+    }
+    let size = group.children.len();
+    for _ in 0..COMPARED {
+        let place = turns.turn[group.id] % size;
+        turns.turn[group.id] = (place + 1) % size;
+        let child = &group.children[place];
+        let gained = &mut turns.gained[child.edge];
+        *gained += members.weight(child) / heaviest;
+        // Members of the same small weight do not all come up in the same round.
+        let head_start = (child.edge as f64 * GOLDEN).fract();
+        if *gained + head_start >= 1.0 {
+            *gained -= 1.0;
+            return Some(place);
+        }
+    }
+    None
+}
+
 /// Of a large group a few members are drawn and compared, so that a choice costs the same whatever the size.
 fn choose_among_many(group: &Group, members: &impl Members, turns: &mut Turns, unit: &mut impl FnMut() -> f64) -> Option<Choice> {
     let usable = |child: &Child| match &child.node {
@@ -196,11 +223,19 @@ fn choose_among_many(group: &Group, members: &impl Members, turns: &mut Turns, u
     let mut found: Found = SmallVec::new();
     match group.strategy {
         Strategy::Weighted => {
-            // Nearly always the first draw may be asked.
-            let place = draw_one(group, members, unit);
-            if usable(&group.children[place]).is_some() {
-                return descend(&group.children[place], Why::Turn, members, turns, unit);
-            }
+            // Nearly always the one in turn may be asked. What would have been another's is spread over all.
+            let in_turn = next_by_weight(group, members, turns);
+            let place = in_turn.filter(|place| usable(&group.children[*place]).is_some()).or_else(|| {
+                let mut drawn = std::iter::repeat_with(|| draw_one(group, members, unit)).take(COMPARED);
+                drawn.find(|place| usable(&group.children[*place]).is_some())
+            });
+            let place = place.or_else(|| {
+                let places: SmallVec<[usize; 8]> =
+                    (0..group.children.len()).filter(|place| usable(&group.children[*place]).is_some()).collect();
+                let weights = places.iter().map(|place| members.weight(&group.children[*place]));
+                places.get(draw(weights, unit())).copied()
+            });
+            return descend(&group.children[place?], Why::Turn, members, turns, unit);
         }
         Strategy::Latency | Strategy::LeastBusy => {
             for _ in 0..COMPARED {
@@ -406,6 +441,53 @@ mod tests {
         let counts = shares(&pool("weighted", &weights), &Doors(vec![Door::Open; 40]));
         assert!((counts[3] - 20.0 / 58.0).abs() < 0.02 && counts[7] == 0.0, "{counts:?}");
         assert!((counts[0] - 1.0 / 58.0).abs() < 0.006, "{counts:?}");
+    }
+
+    /// Choices in a row from a weighted pool.
+    fn row(weights: &[f64], doors: &Doors, length: usize) -> Vec<usize> {
+        let pool = pool("weighted", weights);
+        let mut turns = Turns::new(Scouts::of(pool.groups), pool.weights.len(), 0.3);
+        let mut random = fastrand::Rng::with_seed(11);
+        let mut unit = || random.f64();
+        (0..length).map(|_| choose(&pool.tree, doors, &mut turns, &mut unit).unwrap().leaf).collect()
+    }
+
+    #[test]
+    fn equal_members_of_a_large_weighted_group_take_turns() {
+        let row = row(&[2.0; 40], &Doors(vec![Door::Open; 40]), 400);
+        for forty in row.windows(40) {
+            let mut seen = forty.to_vec();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..40).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn light_members_of_a_large_group_come_up_apart() {
+        let mut weights = vec![1.0; 40];
+        weights[0] = 13.0;
+        let row = row(&weights, &Doors(vec![Door::Open; 40]), 5_200);
+        // A quarter of the requests is the heavy one's; the longest wait for it says how smoothly.
+        let places: Vec<usize> = (0..row.len()).filter(|at| row[*at] == 0).collect();
+        let longest = places.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert!((places.len() as f64 / 1_300.0 - 1.0).abs() < 0.05 && longest <= Some(8), "{} {longest:?}", places.len());
+    }
+
+    #[test]
+    fn the_share_of_an_absent_member_of_a_large_group_goes_to_all_others() {
+        let mut doors = vec![Door::Open; 40];
+        doors[10..30].fill(Door::Barred(Bar::Starting));
+        let counts = shares(&pool("weighted", &[1.0; 40]), &Doors(doors.clone()));
+        for (leaf, share) in counts.iter().enumerate() {
+            let fair = if doors[leaf] == Door::Open { 1.0 / 20.0 } else { 0.0 };
+            assert!((share - fair).abs() < 0.01, "{leaf}: {counts:?}");
+        }
+        // Nothing but a light member is left.
+        let mut weights = vec![1_000.0; 40];
+        weights[39] = 1.0;
+        let mut doors = vec![Door::Barred(Bar::Tried); 40];
+        doors[39] = Door::Open;
+        assert_eq!(row(&weights, &Doors(doors), 3), [39; 3]);
     }
 
     #[test]
