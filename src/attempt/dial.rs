@@ -2,24 +2,26 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use actix_http::Uri;
 use actix_rt::net::{ActixStream, Ready};
 use actix_service::Service;
 use actix_tls::connect::{ConnectError, ConnectInfo, Connection};
 use base64::Engine as _;
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use url::Url;
 
 use super::guard::{Guard, NotPublic};
+use super::large::take_left;
 
 /// Longest reply head of a proxy in bytes.
 const PROXY_HEAD: usize = 8 << 10;
@@ -82,7 +84,7 @@ impl Service<ConnectInfo<Uri>> for Dialer {
                 }
             };
             stream.set_nodelay(true).map_err(ConnectError::Io)?;
-            Ok(Connection::new(uri, Socket(stream, Counted::one_of(&open))))
+            Ok(Connection::new(uri, Socket::new(stream, Counted::one_of(&open))))
         })
     }
 }
@@ -111,9 +113,33 @@ pub(crate) fn watch_end<T>(read: impl FnOnce() -> T) -> (T, bool) {
     (result, SAW_END.get())
 }
 
-/// A TCP connection that tells of its end.
+/// A TCP connection that tells of its end, and sends what a large body has left to it.
 #[derive(Debug)]
-pub(crate) struct Socket(TcpStream, #[expect(dead_code, reason = "counts while it lives")] Counted);
+pub(crate) struct Socket {
+    stream: TcpStream,
+    /// Goes out behind what is being written.
+    behind: Bytes,
+    /// Goes out before anything else.
+    due: Bytes,
+    #[expect(dead_code, reason = "counts while it lives")]
+    counted: Counted,
+}
+
+impl Socket {
+    fn new(stream: TcpStream, counted: Counted) -> Self {
+        Self { stream, behind: Bytes::new(), due: Bytes::new(), counted }
+    }
+
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.due.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.due))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.due.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
 
 /// Counts as open until it is dropped.
 #[derive(Debug)]
@@ -136,7 +162,7 @@ impl Drop for Counted {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.0).poll_read(cx, buf);
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if matches!(&read, Poll::Ready(Ok(())) if buf.filled().len() == before && buf.remaining() > 0) {
             SAW_END.set(true);
         }
@@ -146,33 +172,50 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        ready!(self.poll_due(cx))?;
+        let left = take_left();
+        if !left.is_empty() {
+            self.behind = left;
+        }
+        if self.behind.is_empty() {
+            return Pin::new(&mut self.stream).poll_write(cx, buf);
+        }
+        let Self { stream, behind, .. } = &mut *self;
+        let written = ready!(Pin::new(stream).poll_write_vectored(cx, &[IoSlice::new(buf), IoSlice::new(behind)]))?;
+        if written < buf.len() {
+            return Poll::Ready(Ok(written));
+        }
+        self.due = self.behind.split_off(written - buf.len());
+        self.behind.clear();
+        Poll::Ready(Ok(buf.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        ready!(self.poll_due(cx))?;
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    // For TLS, which has nothing behind it.
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 }
 
 impl ActixStream for Socket {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
-        self.0.poll_read_ready(cx).map(|ready| ready.map(|()| Ready::READABLE))
+        self.stream.poll_read_ready(cx).map(|ready| ready.map(|()| Ready::READABLE))
     }
 
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
-        self.0.poll_write_ready(cx).map(|ready| ready.map(|()| Ready::WRITABLE))
+        self.stream.poll_write_ready(cx).map(|ready| ready.map(|()| Ready::WRITABLE))
     }
 }
 

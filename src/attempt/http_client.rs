@@ -3,18 +3,22 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::TryFrom;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::task::Poll;
 use std::time::Duration;
 
 use actix_http::body::SizedStream;
-use actix_http::header::{self, HeaderName, HeaderValue};
-use actix_http::{Method, Uri};
+use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_http::{Method, Uri, uri::Scheme};
 use awc::error::{ConnectError, SendRequestError};
 use awc::{Client, Connector, FrozenClientRequest};
 use rustls::{CertificateError, ClientConfig};
 
 use super::dial::{Dialer, ProxyRefused};
+use super::large::{LARGE, Large, OwnLength, in_one_poll};
 use super::transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure};
 use crate::chat::{Endpoint, Failure, FailureClass, Phase};
 use crate::settings::Backend;
@@ -86,7 +90,12 @@ impl HttpClient {
             Address::Known { .. } => request.headers,
             Address::Own(_) => &[],
         };
-        let sending = match request.body {
+        let mut sending = match request.body {
+            OutgoingBody::Full(body) if body.len() >= LARGE && frozen.get_uri().scheme() == Some(&Scheme::HTTP) => {
+                let mut own: HeaderMap = extra.iter().cloned().collect();
+                own.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+                frozen.extra_headers(own).send_body(Large::new(body))
+            }
             OutgoingBody::Full(body) if !extra.is_empty() => {
                 frozen.extra_headers(extra.iter().cloned().collect()).send_body(body)
             }
@@ -95,7 +104,9 @@ impl HttpClient {
             OutgoingBody::Stream { length: Some(length), bytes } => frozen.send_body(SizedStream::new(length, bytes)),
             OutgoingBody::Stream { length: None, bytes } => frozen.send_stream(bytes),
         };
-        let reply = sending.await.map_err(|error| name_error(&error, "the provider", self.backend.timeouts.connect))?;
+        let step = poll_fn(|cx| in_one_poll(Pin::new(&mut sending), cx).map_or(Poll::Ready(None), |step| step.map(Some)));
+        let reply = step.await.ok_or_else(|| unsendable("the request's body could not be sent"))?;
+        let reply = reply.map_err(|error| name_error(&error, "the provider", self.backend.timeouts.connect))?;
         Ok(Incoming::Http(Box::new(reply)))
     }
 
@@ -248,7 +259,13 @@ pub(super) fn client(dialer: Dialer, backend: &Backend, tls: &Arc<ClientConfig>,
         .handshake_timeout(backend.timeouts.connect)
         .conn_keep_alive(keep_alive)
         .conn_lifetime(backend.network.max_age);
-    Client::builder().connector(connector).disable_timeout().disable_redirects().no_default_headers().finish()
+    Client::builder()
+        .connector(connector)
+        .wrap(OwnLength::new())
+        .disable_timeout()
+        .disable_redirects()
+        .no_default_headers()
+        .finish()
 }
 
 /// TLS settings: the system's roots and extra certificates, HTTP/2 where offered.

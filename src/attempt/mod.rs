@@ -8,6 +8,7 @@ mod flight;
 mod guard;
 mod headroom;
 mod http_client;
+mod large;
 mod live;
 mod memory;
 mod replies;
