@@ -62,7 +62,8 @@ impl Worker {
     }
 
     async fn ask(&self, stream: bool, deadline: Duration) -> Reply {
-        self.slots.pool(0).unwrap().send(Dispatch(self.call(stream, deadline))).await.unwrap()
+        let sending = self.slots.pool(0).unwrap().send(Dispatch(self.call(stream, deadline)));
+        sending.await.unwrap()
     }
 
     fn used(&self, backend: usize) -> u32 {

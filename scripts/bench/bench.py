@@ -227,6 +227,12 @@ def cpu_per_request(got):
     return got["cpu_ns"] / 1000 / got["requests"]
 
 
+def user_per_request(got):
+    """The part of it in the process's own code, by the ticks that the kernel has sampled."""
+    ticks = got["user_ticks"] + got["kernel_ticks"]
+    return cpu_per_request(got) * got["user_ticks"] / max(ticks, 1)
+
+
 def measure_request(round_, quick):
     def figures(lane):
         got = load(lane, conns=64, window=300 if quick else 1000)
@@ -287,6 +293,8 @@ def measure_inflight(round_, quick):
         return {
             "64": cpu_per_request(few),
             "1000": cpu_per_request(many),
+            "user64": user_per_request(few),
+            "user1000": user_per_request(many),
             "rps64": few["requests"] / few["seconds"],
             "rps1000": many["requests"] / many["seconds"],
         }
@@ -431,6 +439,9 @@ class Table:
         plain("CPU per request, 1 in flight, µs", "latency", "cpu")
         for n in ("64", "1000"):
             self.row(f"CPU per request, {int(n):,} in flight at 5,000/s, µs", None, s("inflight", "nginx", n), s("inflight", "gateway", n), None, "x")
+        for n in ("64", "1000"):
+            label = f"of that in its own code, not the kernel's, {int(n):,} in flight, µs"
+            self.row(label, None, s("inflight", "nginx", f"user{n}"), s("inflight", "gateway", f"user{n}"), None, "x")
         grown = [growth("inflight", (w, "64"), (w, "1000")) for w in ways[1:3]]
         self.row("growth from 64 to 1,000 in flight, %", None, *grown, None, "-", 15, "gateway")
         self.row(f"CPU per request, {MANY} backends, 64 connections, µs", None, s("request", "nginx-many", "cpu"), s("request", "gateway-many", "cpu"), None, "x")

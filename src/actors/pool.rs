@@ -357,14 +357,11 @@ impl Core {
             asked.add(member);
         }
         let slot = &self.slots.providers[self.plan.members[member]];
-        let addr = match &*slot.state.borrow() {
-            SlotState::Up(up) => up.addr.clone(),
-            SlotState::Down { .. } => {
-                let pool = Arc::clone(&self.plan.name);
-                return self.refuse(job, GatewayError::NoBackend { pool, reason: "its backend is starting".into() });
-            }
-        };
-        addr.do_send(job);
+        if let SlotState::Up(up) = &*slot.state.borrow() {
+            return up.addr.do_send(job);
+        }
+        let pool = Arc::clone(&self.plan.name);
+        self.refuse(job, GatewayError::NoBackend { pool, reason: "its backend is starting".into() });
     }
 
     fn take_back(&self, Bounce { mut job, why }: Bounce) {

@@ -2,7 +2,7 @@
 //!
 //! The shard supervisor fills the slots; front end, pools and flights look actors up in them, always on one thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -482,9 +482,9 @@ impl Slots {
         self.stories.borrow().is_on()
     }
 
-    /// The address of a pool.
-    pub fn pool(&self, index: usize) -> Option<Addr<Pool>> {
-        self.pools.get(index)?.addr.borrow().clone()
+    /// The address of a pool. Lent, since a copy of an address costs two allocations.
+    pub fn pool(&self, index: usize) -> Option<Ref<'_, Addr<Pool>>> {
+        Ref::filter_map(self.pools.get(index)?.addr.borrow(), Option::as_ref).ok()
     }
 
     /// Takes a crashed provider out of its slot at once, so that no pool sends it another job; the supervisor decides

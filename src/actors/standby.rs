@@ -104,10 +104,11 @@ fn may_ask(slots: &Slots, backend: usize) -> bool {
 async fn check(slots: Rc<Slots>, index: usize, was_well: Rc<Cell<Option<bool>>>) {
     let backend = Arc::clone(&slots.shared.settings.backends[index]);
     let Some(pool) = slots.shared.settings.pools.iter().find(|pool| pool.implicit && pool.members == [index]) else { return };
-    let (Some(address), Some(call)) = (slots.pool(pool.index), call(&slots, &backend)) else { return };
+    let Some(call) = call(&slots, &backend) else { return };
+    let Some(sending) = slots.pool(pool.index).map(|address| address.send(Dispatch(call))) else { return };
     let begun = Instant::now();
     let counting = Counting::begin(&slots, pool.index);
-    let reply = address.send(Dispatch(call)).await;
+    let reply = sending.await;
     counting.end(if matches!(reply, Ok(Ok(_))) { "served" } else { "failed" });
     let Ok(reply) = reply else { return };
     let (is_well, words) = match verdict(&reply) {

@@ -78,6 +78,7 @@ pub(super) fn is_json(request: &HttpRequest) -> bool {
     let Some(value) = request.headers().get(header::CONTENT_TYPE) else {
         return true;
     };
-    let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    kind == "application/json" || kind.ends_with("+json")
+    let kind = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let ending = kind.len().checked_sub(b"+json".len()).and_then(|start| kind.get(start..));
+    kind.eq_ignore_ascii_case(b"application/json") || ending.is_some_and(|ending| ending.eq_ignore_ascii_case(b"+json"))
 }

@@ -160,10 +160,10 @@ async fn dispatch(gateway: &Rc<Gateway>, call: Arc<Call>, pool: usize, log: Requ
 /// Asks the pool; once more if an actor died with the request before anything was sent.
 async fn ask(gateway: Rc<Gateway>, call: Arc<Call>, pool: usize) -> Reply {
     for _ in 0..2 {
-        let Some(address) = gateway.slots.pool(pool) else {
+        let Some(sending) = gateway.slots.pool(pool).map(|address| address.send(Dispatch(Arc::clone(&call)))) else {
             break;
         };
-        match address.send(Dispatch(Arc::clone(&call))).await {
+        match sending.await {
             Ok(reply) => return reply,
             Err(_) if call.touched.load(Ordering::Relaxed) => break,
             // The supervisor replaces it in its next turn.

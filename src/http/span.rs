@@ -74,13 +74,11 @@ fn request_id(given: Option<&HeaderValue>) -> Arc<str> {
 /// `req_` and 32 random hexadecimal digits.
 fn fresh_id() -> Arc<str> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut id = String::with_capacity(36);
-    id.push_str("req_");
-    for byte in fastrand::u128(..).to_le_bytes() {
-        id.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        id.push(char::from(DIGITS[usize::from(byte & 15)]));
+    let mut id = *b"req_00000000000000000000000000000000";
+    for (pair, byte) in id[4..].as_chunks_mut::<2>().0.iter_mut().zip(fastrand::u128(..).to_le_bytes()) {
+        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
     }
-    id.into()
+    std::str::from_utf8(&id).unwrap_or_default().into()
 }
 
 /// The id of a request.

@@ -7,6 +7,7 @@ mod export;
 mod meters;
 pub mod otlp;
 
+use std::cell::Cell;
 use std::fmt;
 use std::mem::ManuallyDrop;
 
@@ -104,10 +105,14 @@ struct Fragments {
 }
 
 impl<'w> FormatFields<'w> for Fragments {
-    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
-        let mut visitor = FragmentVisitor { writer, result: Ok(()) };
-        fields.record(&mut visitor);
-        visitor.result
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
+        // Put together beside, so that the span's own text is allocated once and fits.
+        let mut text = TEXT.take();
+        text.clear();
+        fields.record(&mut FragmentVisitor(&mut text));
+        let result = writer.write_str(&text);
+        TEXT.set(text);
+        result
     }
 
     fn add_fields(&self, current: &'w mut FormattedFields<Self>, fields: &tracing::span::Record<'_>) -> fmt::Result {
@@ -118,59 +123,61 @@ impl<'w> FormatFields<'w> for Fragments {
     }
 }
 
-struct FragmentVisitor<'w> {
-    writer: Writer<'w>,
-    result: fmt::Result,
+thread_local! {
+    static TEXT: Cell<String> = const { Cell::new(String::new()) };
 }
+
+struct FragmentVisitor<'t>(&'t mut String);
 
 impl FragmentVisitor<'_> {
     /// Written piece by piece: the formatting machinery would cost more than the bytes.
-    fn put(&mut self, field: &Field, write: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        if self.result.is_ok() {
-            let writer = &mut self.writer;
-            let key = writer.write_char('"').and_then(|()| writer.write_str(field.name())).and_then(|()| writer.write_str("\":"));
-            self.result = key.and_then(|()| write(writer)).and_then(|()| writer.write_char(','));
-        }
+    fn put(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
+        self.0.push('"');
+        self.0.push_str(field.name());
+        self.0.push_str("\":");
+        write(self.0);
+        self.0.push(',');
     }
 }
 
 impl Visit for FragmentVisitor<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field, |writer| {
-            if value.is_finite() { writer.write_str(ryu::Buffer::new().format_finite(value)) } else { writer.write_str("null") }
-        });
+        let mut digits = ryu::Buffer::new();
+        self.put(field, |text| text.push_str(if value.is_finite() { digits.format_finite(value) } else { "null" }));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, |writer| writer.write_str(itoa::Buffer::new().format(value)));
+        self.put(field, |text| text.push_str(itoa::Buffer::new().format(value)));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, |writer| writer.write_str(itoa::Buffer::new().format(value)));
+        self.put(field, |text| text.push_str(itoa::Buffer::new().format(value)));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, |writer| writer.write_str(if value { "true" } else { "false" }));
+        self.put(field, |text| text.push_str(if value { "true" } else { "false" }));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, |writer| quote(writer, value));
+        self.put(field, |text| quote(text, value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let text = format!("{value:?}");
-        self.put(field, |writer| quote(writer, &text));
+        let shown = format!("{value:?}");
+        self.put(field, |text| quote(text, &shown));
     }
 }
 
-/// Writes text as a JSON string.
-fn quote(writer: &mut Writer<'_>, text: &str) -> fmt::Result {
-    if text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
-        return writer.write_str(&serde_json::to_string(text).map_err(|_| fmt::Error)?);
+/// Writes a value as a JSON string.
+fn quote(text: &mut String, value: &str) {
+    let is_special = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\');
+    // To the end always: so many bytes are looked at in one step.
+    if value.bytes().fold(false, |found, byte| found | is_special(byte)) {
+        return text.push_str(&serde_json::Value::from(value).to_string());
     }
-    writer.write_char('"')?;
-    writer.write_str(text)?;
-    writer.write_char('"')
+    text.push('"');
+    text.push_str(value);
+    text.push('"');
 }
 
 /// One JSON object a line: the event's fields, then each span's under its name.

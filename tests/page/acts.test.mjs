@@ -85,6 +85,10 @@ test("drain, resume, reset, weight and test show their result and leave a line i
         { name: "one", weight: 3 },
         { name: "two", weight: 1 },
       ]),
+      pool("spare", [
+        { name: "one", weight: 5 },
+        { name: "two", weight: 2 },
+      ]),
       simulated("one"),
       simulated("two"),
       ill,
@@ -105,9 +109,13 @@ test("drain, resume, reset, weight and test show their result and leave a line i
     await says(page, `${card("ill")} .until`, /^$/);
 
     await says(page, `${card("one")} .share`, /75\s*% expected/);
-    await act(page, "one", "weight", /chat: 3 -> 1/, /weight by loopback/, async () =>
-      page.locator("#act [name=weight]").fill("1"),
-    );
+    await act(page, "one", "weight", /chat: 3 -> 1/, /weight by loopback/, async () => {
+      for (const [name, now] of Object.entries({ spare: "5", chat: "3" })) {
+        await page.locator("#act [name=pool]").selectOption(name);
+        assert.equal(await page.locator("#act [name=weight]").inputValue(), now);
+      }
+      await page.locator("#act [name=weight]").fill("1");
+    });
     await says(page, `${card("one")} .share`, /50\s*% expected/);
 
     await act(page, "two", "test", /^served, first content .*total/, /test by loopback.*outcome served/, async () =>

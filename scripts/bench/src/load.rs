@@ -79,8 +79,11 @@ async fn window(args: &Args) -> Result<()> {
     sleep(Duration::from_millis(args.number("warmup", 300)?)).await;
     run.counting.set(true);
     let (began, cpu_before) = (Instant::now(), cpu_ns(pid)?);
+    let (user_before, kernel_before) = split(pid)?;
     sleep(Duration::from_millis(args.number("window", 1000)?)).await;
     let (took, cpu) = (began.elapsed(), cpu_ns(pid)? - cpu_before);
+    let (user, kernel) = split(pid)?;
+    let (user, kernel) = (user - user_before, kernel - kernel_before);
     run.counting.set(false);
     run.stop.set(true);
     for client in clients {
@@ -90,7 +93,7 @@ async fn window(args: &Args) -> Result<()> {
         return Err("nothing was answered within the window".to_owned());
     }
     println!(
-        "{{\"requests\":{},\"events\":{},\"seconds\":{:.6},\"cpu_ns\":{cpu},\"reconnects\":{},\"whole\":{},\"first\":{}}}",
+        "{{\"requests\":{},\"events\":{},\"seconds\":{:.6},\"cpu_ns\":{cpu},\"user_ticks\":{user},\"kernel_ticks\":{kernel},\"reconnects\":{},\"whole\":{},\"first\":{}}}",
         run.requests.get(),
         run.events.get(),
         took.as_secs_f64(),
@@ -292,6 +295,22 @@ fn cpu_ns(pid: u64) -> Result<u64> {
         Err(format!("process {pid} is gone"))
     } else {
         Ok(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    }
+}
+
+/// Clock ticks of a process so far in its own code and in the kernel, as the kernel has sampled them.
+fn split(pid: u64) -> Result<(u64, u64)> {
+    if pid == 0 {
+        return Ok((0, 0));
+    }
+    let gone = || format!("process {pid} is gone");
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| gone())?;
+    // What follows the name, which may hold anything, from the third field on.
+    let (_, rest) = stat.rsplit_once(')').ok_or_else(gone)?;
+    let mut ticks = rest.split_whitespace().skip(11).map(str::parse);
+    match (ticks.next(), ticks.next()) {
+        (Some(Ok(user)), Some(Ok(kernel))) => Ok((user, kernel)),
+        _ => Err(gone()),
     }
 }
 

@@ -119,7 +119,7 @@ async fn ask(gateway: &Gateway, backend: &Backend, prompt: &TestPrompt) -> Resul
     let slots = &gateway.slots;
     let pools = &gateway.shared.settings.pools;
     let pool = pools.iter().find(|pool| pool.implicit && pool.members == [backend.index]).ok_or_else(gone)?;
-    let address = slots.pool(pool.index).ok_or_else(gone)?;
+    let address = slots.pool(pool.index).ok_or_else(gone)?.clone();
     let call = call(slots, backend, prompt)
         .ok_or_else(|| refuse(StatusCode::BAD_REQUEST, "`prompt` or `model` cannot be sent", "invalid_value"))?;
     let begun = Instant::now();

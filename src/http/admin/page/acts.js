@@ -14,8 +14,8 @@ const WAITING = 3;
 const DEADLINE = { name: "deadline", label: "Deadline for what is in flight (optional)", placeholder: "30s" };
 
 /**
- * By name: what is asked, with which fields, what is sent, how it goes and what it came to. `{ words, isBad }` is a result;
- * what is not given is not needed.
+ * By name: what is asked, with which fields and how they hang together, what is sent, how it goes and what it came to.
+ * `{ words, isBad }` is a result; what is not given is not needed.
  */
 const ACTS = {
   restart: {
@@ -86,6 +86,10 @@ const ACTS = {
         required: true,
       },
     ],
+    link: ({ pool, weight }, { shares }) =>
+      pool.addEventListener("change", () => {
+        weight.value = (shares.find((share) => share.pool === pool.value) ?? shares[0])?.weight ?? 1;
+      }),
     send: (backend, { pool, weight }) => post(actOn(backend.name, "weight", { weight, pool })),
     result: ({ changed }) => ({
       words: changed.map(({ pool, before, weight }) => `${pool}: ${before} -> ${weight}`).join(", "),
@@ -179,6 +183,7 @@ export class Acts {
     write(parts.title, `${act.verb}: ${target.name}`);
     write(parts.words, act.words(target));
     parts.fields.replaceChildren(...(act.fields?.(target, button.dataset) ?? []).map(field));
+    act.link?.(this.form.elements, target);
     write(parts.outcome, "");
     mark(parts.outcome, "data-tone", null);
     parts.details.replaceChildren();
