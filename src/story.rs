@@ -188,6 +188,10 @@ impl Story {
     }
 }
 
+/// Of so many stories one is kept for requests that went smoothly. They come thick, and the memory of all of them passes
+/// through the processor's cache: with a half of 4,000 a request costs 2.5 % more.
+const SMOOTH: usize = 8;
+
 /// The last stories of one worker.
 #[derive(Debug, Default)]
 pub struct Stories {
@@ -197,7 +201,7 @@ pub struct Stories {
 }
 
 impl Stories {
-    /// Keeps at most so many, half of them for what did not go smoothly.
+    /// Keeps at most so many, one in [`SMOOTH`] of them for what went smoothly.
     pub fn new(kept: usize) -> Self {
         Self { kept, ..Self::default() }
     }
@@ -209,11 +213,12 @@ impl Stories {
 
     /// Adds a story; the oldest makes room.
     pub fn add(&mut self, story: Story) {
-        let ring = if story.is_notable() { &mut self.notable } else { &mut self.usual };
-        if ring.len() >= self.kept.div_ceil(2) {
+        let smooth = self.kept.div_ceil(SMOOTH);
+        let (ring, room) = if story.is_notable() { (&mut self.notable, self.kept - smooth) } else { (&mut self.usual, smooth) };
+        if ring.len() >= room {
             ring.pop_front();
         }
-        if self.kept > 0 {
+        if room > 0 {
             ring.push_back(Arc::new(story));
         }
     }
@@ -260,14 +265,17 @@ mod tests {
 
     #[test]
     fn usual_requests_do_not_push_out_the_notable_ones() {
-        let mut stories = Stories::new(10);
-        stories.add(story(0, "failed"));
-        for number in 1..100 {
+        let mut stories = Stories::new(40);
+        for number in 0..40 {
+            stories.add(story(number, "failed"));
+        }
+        for number in 40..100 {
             stories.add(story(number, "served"));
         }
         let kept = stories.newest(100, |_| true);
-        assert_eq!(kept.len(), 6);
-        assert_eq!((&*kept[0].id, &*kept[5].id), ("99", "0"));
+        assert_eq!(kept.len(), 40);
+        let places = [0, 4, 5, 39].map(|place| &*kept[place].id);
+        assert_eq!(places, ["99", "95", "39", "5"]);
         assert_eq!(stories.newest(2, |story| story.outcome == "served").len(), 2);
     }
 

@@ -79,7 +79,11 @@ pub const DOCUMENT: Kind = Kind::Object(&[
         Kind::Object(&[
             key("token", Kind::Secret, "bearer token for /admin; without it only loopback is answered"),
             key("readToken", Kind::Secret, "bearer token that may look at /admin and /metrics, but not act"),
-            key("recentRequests", Kind::Integer(0, 1_000_000), "requests whose story is kept after their end, default 4000"),
+            key(
+                "recentRequests",
+                Kind::Integer(0, 1_000_000),
+                "requests whose story is kept after their end, one in eight for those that went smoothly, default 4000",
+            ),
         ]),
         "operator access",
     ),

@@ -61,7 +61,7 @@ function large(isIll) {
   const ill = { maxRetries: 0, faults: [{ kind: "status", status: 500, probability: 1 }] };
   const backends = NAMES.map((name, number) => simulated(name, { firstToken: "1ms", tokens: 2, ...(isIll(number) && ill) }));
   return {
-    admin: { recentRequests: 20_000 },
+    admin: { recentRequests: 80_000 },
     backends: [
       pool(
         "chat",
