@@ -275,12 +275,16 @@ def measure_stream(round_, quick):
 
 
 def measure_body(round_, quick):
-    def figures(lane):
-        window = 300 if quick else 600
-        sizes = {"100k": 100_000, "1m": 1_000_000}
-        return {size: cpu_per_request(load(lane, conns=16, bytes=n, window=window)) for size, n in sizes.items()}
+    # Each size in processes of its own. nginx's allocator gives the memory of a 100 KB body back to the kernel after each
+    # request, until the process has seen a larger body: one after the other they would not be one measurement.
+    window = 300 if quick else 600
+    lanes = present(["nginx", "gateway", "gateway-alias"])
 
-    return visit(present(["nginx", "gateway", "gateway-alias"]), round_, figures)
+    def figures(size, length):
+        return visit(lanes, round_, lambda lane: {size: cpu_per_request(load(lane, conns=16, bytes=length, window=window))})
+
+    small, large = figures("100k", 100_000), figures("1m", 1_000_000)
+    return {name: small[name] | large[name] for name in small}
 
 
 def measure_inflight(round_, quick):
@@ -442,11 +446,13 @@ class Table:
         for n in ("64", "1000"):
             label = f"of that in its own code, not the kernel's, {int(n):,} in flight, µs"
             self.row(label, None, s("inflight", "nginx", f"user{n}"), s("inflight", "gateway", f"user{n}"), None, "x")
+        # A socket that is used less often costs the kernel more, whoever holds it: nginx alone grows by more than the limits.
+        # So what is judged is the growth beyond nginx's.
         grown = [growth("inflight", (w, "64"), (w, "1000")) for w in ways[1:3]]
-        self.row("growth from 64 to 1,000 in flight, %", None, *grown, None, "-", 15, "gateway")
+        self.row("growth from 64 to 1,000 in flight, % (judged: beyond nginx's)", None, *grown, None, "-", 15, "ratio")
         self.row(f"CPU per request, {MANY} backends, 64 connections, µs", None, s("request", "nginx-many", "cpu"), s("request", "gateway-many", "cpu"), None, "x")
         grown = [growth("request", (w, "cpu"), (f"{w}-many", "cpu")) for w in ways[1:3]]
-        self.row(f"growth from 1 to {MANY} backends, %", None, *grown, None, "-", 5, "gateway")
+        self.row(f"growth from 1 to {MANY} backends, % (judged: beyond nginx's)", None, *grown, None, "-", 5, "ratio")
         for key, label, limit in (
             ("idle", "memory idle, MiB", 20),
             ("streams", "memory at 1,000 streams of one event a second, peak MiB", 90),
