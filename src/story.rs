@@ -201,7 +201,7 @@ pub struct Stories {
 }
 
 impl Stories {
-    /// Keeps at most so many, one in [`SMOOTH`] of them for what went smoothly.
+    /// Keeps at most so many, one in eight of them for what went smoothly.
     pub fn new(kept: usize) -> Self {
         Self { kept, ..Self::default() }
     }
