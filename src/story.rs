@@ -201,7 +201,7 @@ pub struct Stories {
 }
 
 impl Stories {
-    /// Keeps at most so many, one in eight of them for what went smoothly.
+    /// Keeps at most so many, one in eight of them for what went smoothly; one of either kind at least.
     pub fn new(kept: usize) -> Self {
         Self { kept, ..Self::default() }
     }
@@ -214,11 +214,12 @@ impl Stories {
     /// Adds a story; the oldest makes room.
     pub fn add(&mut self, story: Story) {
         let smooth = self.kept.div_ceil(SMOOTH);
-        let (ring, room) = if story.is_notable() { (&mut self.notable, self.kept - smooth) } else { (&mut self.usual, smooth) };
+        let notable = (self.kept - smooth).max(1);
+        let (ring, room) = if story.is_notable() { (&mut self.notable, notable) } else { (&mut self.usual, smooth) };
         if ring.len() >= room {
             ring.pop_front();
         }
-        if room > 0 {
+        if self.kept > 0 {
             ring.push_back(Arc::new(story));
         }
     }
@@ -277,6 +278,16 @@ mod tests {
         let places = [0, 4, 5, 39].map(|place| &*kept[place].id);
         assert_eq!(places, ["99", "95", "39", "5"]);
         assert_eq!(stories.newest(2, |story| story.outcome == "served").len(), 2);
+    }
+
+    #[test]
+    fn where_few_are_kept_there_is_one_of_either_kind() {
+        let mut stories = Stories::new(1);
+        for (number, outcome) in [(1, "failed"), (2, "served"), (3, "failed"), (4, "served")] {
+            stories.add(story(number, outcome));
+        }
+        let kept: Vec<String> = stories.newest(9, |_| true).iter().map(|story| story.id.to_string()).collect();
+        assert_eq!(kept, ["4", "3"]);
     }
 
     #[test]
