@@ -152,36 +152,27 @@ pub struct Flights {
     pub cut: Cell<u64>,
 }
 
-/// One attempt.
+/// One attempt. Its first fields are all that the events of a stream touch, and lie together for that.
+#[repr(C)]
 pub struct Flight {
-    key: Cell<usize>,
+    cut: Cell<Option<Cut>>,
+    waker: RefCell<Option<Waker>>,
     flights: Rc<Flights>,
+    /// The upstream half of a live body.
+    pub upstream: RefCell<Option<Upstream>>,
+    key: Cell<usize>,
     /// The request.
     pub call: Arc<Call>,
     /// Who it goes to.
     pub backend: Arc<Backend>,
     /// What its access tokens come from, if it takes any.
     pub minter: Option<Rc<Minter>>,
-    /// The pool that sent the job.
-    pub pool: u16,
-    /// Place of the member in that pool.
-    pub member: u16,
     /// When the attempt started.
     pub started: Moment,
-    /// Whether a stream is asked for.
-    pub stream: bool,
-    /// Whether it was started beside another one that is slow.
-    is_hedge: bool,
     /// Place of the present try in the request's trail.
     told: Cell<usize>,
-    /// Slot of the model that is asked for.
-    slot: u16,
     /// Leases, if this attempt decides about a circuit.
     probe: Cell<Option<Probe>>,
-    /// Whether its reply shows that the backend is well.
-    is_proof: Cell<bool>,
-    /// Requests in flight at the backend when it began; `None` where its time says nothing about the model.
-    load: Option<u32>,
     first_content: Cell<Option<Moment>>,
     /// When the present try began.
     try_started: Cell<Moment>,
@@ -189,13 +180,23 @@ pub struct Flight {
     failed_tries: RefCell<FailedTries>,
     /// Span of the present try.
     span: RefCell<Span>,
-    absorbed: Cell<bool>,
     permit: Cell<Option<Permit>>,
     settled: Cell<Option<(End, Usage)>>,
-    cut: Cell<Option<Cut>>,
-    waker: RefCell<Option<Waker>>,
-    /// The upstream half of a live body.
-    pub upstream: RefCell<Option<Upstream>>,
+    /// Requests in flight at the backend when it began; `None` where its time says nothing about the model.
+    load: Option<u32>,
+    /// The pool that sent the job.
+    pub pool: u16,
+    /// Place of the member in that pool.
+    pub member: u16,
+    /// Slot of the model that is asked for.
+    slot: u16,
+    /// Whether a stream is asked for.
+    pub stream: bool,
+    /// Whether it was started beside another one that is slow.
+    is_hedge: bool,
+    /// Whether its reply shows that the backend is well.
+    is_proof: Cell<bool>,
+    absorbed: Cell<bool>,
 }
 
 /// A flight as an operator sees it.

@@ -35,13 +35,14 @@ pub enum Meter {
 }
 
 /// The upstream half of a live body; its flight holds it, so that the provider can end it.
+///
+/// Between two events of a stream its memory leaves the processor's caches. So what each event touches lies together, first.
+#[repr(C)]
 pub struct Upstream {
-    bytes: Source,
     meter: Meter,
-    /// Bytes of the request, for estimates.
-    request_bytes: usize,
-    /// When the stream must be over.
-    ends_by: Instant,
+    bytes: Source,
+    /// What ends the stream once everything before it is delivered.
+    failed: Option<Box<Failure>>,
     last_pull: Instant,
     last_emit: Instant,
     /// When a piece of the reply was last given to the reader.
@@ -49,22 +50,24 @@ pub struct Upstream {
     /// Since when the reader waits for the provider; `None` while it is the reader's turn.
     waiting_since: Option<Instant>,
     wants_comment: bool,
-    /// What ends the stream once everything before it is delivered.
-    failed: Option<Failure>,
     /// Whether the provider's bytes have ended: they must not be asked for again.
     is_over: bool,
     /// Whether the reader must be woken: what it waits for has come.
     needs_wake: bool,
+    /// When the stream must be over.
+    ends_by: Instant,
+    /// Bytes of the request, for estimates.
+    request_bytes: usize,
 }
 
 /// The provider's bytes, with what was seen of them before the reader asked.
 struct Source {
     incoming: Incoming,
-    seen: Option<Option<Result<Bytes, Failure>>>,
+    seen: Option<Option<Result<Bytes, Box<Failure>>>>,
 }
 
 impl Source {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<Failure>>>> {
         match self.seen.take() {
             Some(seen) => Poll::Ready(seen),
             None => self.incoming.poll_next(cx),
@@ -164,16 +167,16 @@ impl Upstream {
     }
 
     /// Reads once from the provider: ready when the meter has taken something in, or at the end.
-    fn take_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn take_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Box<Failure>>> {
         Poll::Ready(match std::task::ready!(self.bytes.poll_next(cx)) {
-            Some(Ok(chunk)) => self.meter.feed(chunk),
+            Some(Ok(chunk)) => self.meter.feed(chunk).map_err(Box::new),
             Some(Err(failure)) => {
                 self.is_over = true;
                 Err(failure)
             }
             None => {
                 self.is_over = true;
-                self.meter.finish()
+                self.meter.finish().map_err(Box::new)
             }
         })
     }
@@ -314,7 +317,7 @@ enum Step {
     Emit(Bytes),
     Wait,
     Done,
-    Fail(Failure),
+    Fail(Box<Failure>),
 }
 
 fn next(upstream: &mut Upstream, cx: &mut Context<'_>, now: Instant) -> Step {
@@ -347,7 +350,7 @@ fn next(upstream: &mut Upstream, cx: &mut Context<'_>, now: Instant) -> Step {
                     upstream.is_over = true;
                     return match upstream.meter.finish() {
                         Ok(()) => Step::Done,
-                        Err(failure) => Step::Fail(failure),
+                        Err(failure) => Step::Fail(Box::new(failure)),
                     };
                 }
                 Poll::Pending => {

@@ -94,11 +94,11 @@ impl Incoming {
         }
     }
 
-    /// The next chunk of the body.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+    /// The next chunk of the body. A failure is boxed, since every chunk would be as large as it.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<Failure>>>> {
         match self {
             Self::Http(response) => {
-                let broken = || Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end");
+                let broken = || Box::new(Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end"));
                 let (step, saw_end) = watch_end(|| Pin::new(&mut **response).poll_next(cx));
                 match step {
                     Poll::Ready(None) if saw_end && response.headers().contains_key(header::TRANSFER_ENCODING) => {

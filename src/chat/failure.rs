@@ -174,6 +174,12 @@ pub struct Failure {
     pub attempts: u32,
 }
 
+impl From<Box<Failure>> for Failure {
+    fn from(failure: Box<Failure>) -> Self {
+        *failure
+    }
+}
+
 impl Failure {
     /// A failure with nothing but a class and a message.
     pub fn new(class: FailureClass, message: impl Into<String>) -> Self {

@@ -131,12 +131,20 @@ impl<'a> Lexer<'a> {
     /// # Errors
     /// Malformed JSON.
     pub fn value(&mut self) -> Result<Range<usize>, JsonError> {
+        self.value_with_texts(&mut |_| ())
+    }
+
+    /// Crosses one value, returns its place and hands the place of every string in it that is no key to `each`, with its quotes.
+    ///
+    /// # Errors
+    /// Malformed JSON.
+    pub fn value_with_texts(&mut self, each: &mut impl FnMut(Range<usize>)) -> Result<Range<usize>, JsonError> {
         let first = self.peek();
         let start = self.at;
         match first {
-            Some(b'"') => self.string().map(|_| ())?,
-            Some(b'{') => self.object(|lexer, _| lexer.value().map(drop))?,
-            Some(b'[') => self.array(|lexer| lexer.value().map(drop))?,
+            Some(b'"') => each(self.string()?),
+            Some(b'{') => self.object(|lexer, _| lexer.value_with_texts(each).map(drop))?,
+            Some(b'[') => self.array(|lexer| lexer.value_with_texts(each).map(drop))?,
             Some(b't') => self.literal(b"true")?,
             Some(b'f') => self.literal(b"false")?,
             Some(b'n') => self.literal(b"null")?,
@@ -206,8 +214,11 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// Crosses a string; returns its place with the quotes.
-    fn string(&mut self) -> Result<Range<usize>, JsonError> {
+    /// Crosses a string that begins here; returns its place with the quotes.
+    ///
+    /// # Errors
+    /// Malformed JSON, or no string.
+    pub fn string(&mut self) -> Result<Range<usize>, JsonError> {
         let start = self.at;
         if self.bytes.get(self.at) != Some(&b'"') {
             return Err(self.error("a string is expected"));

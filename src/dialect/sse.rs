@@ -59,6 +59,11 @@ impl Splitter {
         Ok(())
     }
 
+    /// Whether the last event is whole and nothing of the next has come.
+    pub fn is_between_events(&self) -> bool {
+        self.partial.is_empty() && self.at_line_start && !self.after_cr
+    }
+
     /// What remains at the end of the stream: an event without its blank line, if there is one.
     pub fn finish(&mut self) -> Option<Bytes> {
         let rest = self.partial.split().freeze();

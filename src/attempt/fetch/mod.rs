@@ -103,7 +103,7 @@ impl Fetcher {
         let allowance = RefCell::new(Allowance { left: LIMIT, hold, limit: self.held_limit });
         let fetching = urls.into_iter().map(|url| {
             let allowance = &allowance;
-            async move { Ok((url.to_owned(), self.fetch(url, ends, allowance).await?)) }
+            async move { Ok::<_, Failure>((url.to_owned(), self.fetch(url, ends, allowance).await?)) }
         });
         let by_url = futures_util::stream::iter(fetching).buffer_unordered(AT_ONCE).try_collect().await?;
         Ok(Images { by_url, _hold: Some(allowance.into_inner().hold) })

@@ -5,6 +5,7 @@ mod embeddings;
 mod error;
 mod messages;
 mod normal;
+mod pattern;
 mod quirks;
 mod request;
 mod response;
