@@ -292,6 +292,8 @@ pub struct OpenRequest {
 pub struct ProviderSlot {
     /// Up, or when it will be.
     pub state: RefCell<SlotState>,
+    /// Slot of the model that it was asked for last, and most likely is again.
+    pub last_slot: Cell<u16>,
     /// Retries that may be spent; outlives generations.
     pub budget: Rc<RefCell<RetryBudget>>,
     /// Crashes of the last minute.
@@ -445,6 +447,7 @@ impl Slots {
         let now = Instant::now();
         let provider = |_| ProviderSlot {
             state: RefCell::new(SlotState::Down { until: now, failed: false, generation: 0 }),
+            last_slot: Cell::new(0),
             budget: Rc::new(RefCell::new(RetryBudget::new(now.into_std()))),
             crashes: RefCell::default(),
             restarts: Cell::new(0),

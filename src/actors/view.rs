@@ -84,7 +84,10 @@ impl<'a> View<'a> {
     }
 
     fn find_slot(&self, leaf: usize, model: &str) -> u16 {
-        let slot = self.slots.shared.backends[self.plan.members[leaf]].health.slot_of(model);
+        let index = self.plan.members[leaf];
+        let last = &self.slots.providers[index].last_slot;
+        let slot = self.slots.shared.backends[index].health.slot_of(model, last.get());
+        last.set(slot);
         self.found.set(Some((leaf, slot)));
         slot
     }
