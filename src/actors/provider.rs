@@ -388,12 +388,12 @@ enum Landing {
 }
 
 /// Carries one job from admission to its answer or back to its pool.
-async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightGuard) {
-    let JobParts { call, mut ledger, mut reply, pool, member, slot, now, last_resort, is_hedge, race, only } = *job.0;
+async fn carry(station: Rc<Station>, slots: Rc<Slots>, mut job: Job, flight: FlightGuard) {
     let watched = flight.watch();
     let mut flight = Some(flight);
     let landing = {
-        let work = work(&station, &call, &mut ledger, &mut flight, only);
+        let JobParts { call, ledger, reply, only, .. } = &mut *job.0;
+        let work = work(&station, call, ledger, &mut flight, *only);
         let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(done) = work.as_mut().poll(cx) {
@@ -412,18 +412,18 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
     let failure = match landing {
         Landing::Done(Verdict::Answer(answer)) => {
             // A caller that left in this instant drops the answer, and with it the flight.
-            let _ = reply.send(Ok(answer));
+            let _ = job.0.reply.send(Ok(answer));
             return;
         }
         Landing::CallerLeft => {
             // What was sent may have cost tokens already.
-            let sent = call.touched.load(Ordering::Relaxed);
-            watched.settle(End::Cancelled, sent.then(|| Usage::estimate(call.body.len(), 0)));
+            let sent = job.0.call.touched.load(Ordering::Relaxed);
+            watched.settle(End::Cancelled, sent.then(|| Usage::estimate(job.0.call.body.len(), 0)));
             return;
         }
         Landing::CutBy(cut) => {
             watched.settle(End::Cut, None);
-            let _ = reply.send(Err(cut.error()));
+            let _ = job.0.reply.send(Err(cut.error()));
             return;
         }
         Landing::Done(Verdict::Failed(failure)) => failure,
@@ -433,8 +433,7 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, job: Job, flight: FlightG
         }
     };
     watched.settle(End::Failed(failure.class), None);
-    let job = Job(Box::new(JobParts { call, ledger, reply, pool, member, slot, now, last_resort, is_hedge, race, only }));
-    if let Some(pool) = slots.pool(usize::from(pool)) {
+    if let Some(pool) = slots.pool(usize::from(job.0.pool)) {
         pool.do_send(Bounce { job, why: Bounced::Failed(failure) });
     }
 }

@@ -292,7 +292,7 @@ pub struct OpenRequest {
 pub struct ProviderSlot {
     /// Up, or when it will be.
     pub state: RefCell<SlotState>,
-    /// Slot of the model that it was asked for last, and most likely is again.
+    /// Slot of the model that was looked up last, and most likely is again.
     pub last_slot: Cell<u16>,
     /// Retries that may be spent; outlives generations.
     pub budget: Rc<RefCell<RetryBudget>>,

@@ -94,7 +94,7 @@ impl Incoming {
         }
     }
 
-    /// The next chunk of the body. A failure is boxed, since every chunk would be as large as it.
+    /// The next chunk of the body. A failure is boxed: it is large, and each result would have its size.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<Failure>>>> {
         match self {
             Self::Http(response) => {

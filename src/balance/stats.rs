@@ -98,6 +98,7 @@ impl Histogram {
 /// The exponent and the first two bits behind the point of a floating-point number are the bucket's number.
 #[expect(clippy::cast_possible_truncation, reason = "clamped to the buckets")]
 fn bucket_of(duration: Duration) -> usize {
+    // Not `as_micros`: numbers of 128 bits are slow to convert.
     let micros = duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()));
     let scaled = (micros as f64 / FIRST).max(1.0);
     let place = (scaled.to_bits() >> 50) - (1.0f64.to_bits() >> 50);

@@ -38,6 +38,8 @@ struct Run {
     counting: Cell<bool>,
     stop: Cell<bool>,
     requests: Cell<u64>,
+    /// The same, but within the window or not.
+    all_requests: Cell<u64>,
     events: Cell<u64>,
     reconnects: Cell<u64>,
     /// Nanoseconds until the whole reply, and until the first text event.
@@ -56,6 +58,7 @@ async fn window(args: &Args) -> Result<()> {
         counting: Cell::new(false),
         stop: Cell::new(false),
         requests: Cell::new(0),
+        all_requests: Cell::new(0),
         events: Cell::new(0),
         reconnects: Cell::new(0),
         whole: RefCell::default(),
@@ -93,8 +96,9 @@ async fn window(args: &Args) -> Result<()> {
         return Err("nothing was answered within the window".to_owned());
     }
     println!(
-        "{{\"requests\":{},\"events\":{},\"seconds\":{:.6},\"cpu_ns\":{cpu},\"user_ticks\":{user},\"kernel_ticks\":{kernel},\"reconnects\":{},\"whole\":{},\"first\":{}}}",
+        "{{\"requests\":{},\"all_requests\":{},\"events\":{},\"seconds\":{:.6},\"cpu_ns\":{cpu},\"user_ticks\":{user},\"kernel_ticks\":{kernel},\"reconnects\":{},\"whole\":{},\"first\":{}}}",
         run.requests.get(),
+        run.all_requests.get(),
         run.events.get(),
         took.as_secs_f64(),
         run.reconnects.get(),
@@ -178,6 +182,7 @@ async fn exchange(run: &Run, socket: &mut TcpStream, buf: &mut Vec<u8>) -> Resul
             return Err("bytes after the end of the reply".to_owned());
         }
         seen.check(run)?;
+        run.all_requests.set(run.all_requests.get() + 1);
         if run.counting.get() {
             run.requests.set(run.requests.get() + 1);
             run.whole

@@ -7,8 +7,9 @@ use smallvec::SmallVec;
 
 use crate::chat::Lexer;
 
-/// Larger events are no pattern, and of an event's texts so many may change.
+/// Bytes of the largest event that can be a pattern.
 const LARGEST: usize = 4 << 10;
+/// So many of its texts may change.
 const TEXTS: usize = 4;
 /// A stream whose events differ in more than their texts stops learning after so many.
 const LESSONS: u32 = 16;
@@ -24,10 +25,11 @@ pub(super) fn note(texts: &mut Texts, place: Range<usize>) {
     }
 }
 
-/// The last event that was read. Those that have the same bytes outside its texts mean the same.
+/// The last event that was learned. Those that have the same bytes outside its texts mean the same.
 #[derive(Default)]
 pub(super) struct Pattern {
     event: Vec<u8>,
+    /// Places in the event.
     texts: Texts,
     lessons: u32,
 }
@@ -42,6 +44,12 @@ impl Pattern {
             (rest, known) = (&behind[other.end..], text.end);
         }
         !self.texts.is_empty() && *rest == self.event[known..]
+    }
+
+    /// Events learned so far.
+    #[cfg(test)]
+    pub(super) fn lessons(&self) -> u32 {
+        self.lessons
     }
 
     /// Learns an event, whole with its blank line, whose data are these, in one line. `texts` are places within the data where
