@@ -188,7 +188,8 @@ impl Provider {
             is_hedge: parts.is_hedge,
             permit,
         });
-        actix_rt::spawn(carry(Rc::clone(&self.station), Rc::clone(&self.slots), job, flight));
+        // The runtime moves a task about several times until it has its place, and again when it is done.
+        actix_rt::spawn(Box::pin(carry(Rc::clone(&self.station), Rc::clone(&self.slots), job, flight)));
         self.tick_later(ctx);
     }
 
