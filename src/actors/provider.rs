@@ -177,6 +177,7 @@ impl Provider {
             Err(_) if parts.call.insistent => Probe::default(),
             Err(_) => return self.bounce(job, Bounced::Shut),
         };
+        let may_go_live = parts.call.is_stream() || parts.call.passthrough.is_some();
         let flight = self.flights.enter(FlightPlan {
             call: Arc::clone(&parts.call),
             backend: Arc::clone(&self.station.backend),
@@ -190,7 +191,9 @@ impl Provider {
         });
         // The runtime moves a task about several times until it has its place, and again when it is done.
         actix_rt::spawn(Box::pin(carry(Rc::clone(&self.station), Rc::clone(&self.slots), job, flight)));
-        self.tick_later(ctx);
+        if may_go_live {
+            self.tick_later(ctx);
+        }
     }
 
     /// One timer for all live bodies; it rests while there are none.

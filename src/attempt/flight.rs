@@ -137,6 +137,8 @@ pub trait Tower {
 /// Every attempt of one generation of a provider.
 pub struct Flights {
     slab: RefCell<Slab<Rc<Flight>>>,
+    /// Those whose reply is being passed on.
+    live: RefCell<Slab<Rc<Flight>>>,
     tower: Box<dyn Tower>,
     memory: Arc<Memory>,
     vitals: Vitals,
@@ -161,6 +163,8 @@ pub struct Flight {
     /// The upstream half of a live body.
     pub upstream: RefCell<Option<Upstream>>,
     key: Cell<usize>,
+    /// Its place among the live ones.
+    live: Cell<Option<usize>>,
     /// The request.
     pub call: Arc<Call>,
     /// Who it goes to.
@@ -246,7 +250,8 @@ impl Flights {
     /// Starts empty.
     pub fn new(tower: Box<dyn Tower>, memory: Arc<Memory>, vitals: Vitals, gaps: Rc<RefCell<Histogram>>) -> Rc<Self> {
         Rc::new(Self {
-            slab: RefCell::new(Slab::new()),
+            slab: RefCell::default(),
+            live: RefCell::default(),
             tower,
             memory,
             vitals,
@@ -269,6 +274,7 @@ impl Flights {
         }
         let flight = Rc::new(Flight {
             key: Cell::new(0),
+            live: Cell::new(None),
             flights: Rc::clone(self),
             call: plan.call,
             backend: plan.backend,
@@ -308,17 +314,16 @@ impl Flights {
         self.slab.borrow().is_empty()
     }
 
-    /// Ends what has passed a limit of its own; the provider's timer calls this.
+    /// Ends what has passed a limit of its own; the provider's timer calls this. What has no reply yet its task looks after.
     pub fn enforce(&self, now: Instant) {
-        for flight in self.all() {
-            let due = match flight.upstream.borrow_mut().as_mut() {
-                Some(upstream) => upstream.overdue(now, &flight.backend),
-                None => None,
-            };
-            if let Some(cut) = due {
-                flight.end_by(cut);
-            } else if flight.upstream.borrow_mut().as_mut().is_some_and(|upstream| upstream.wants_comment(now, &flight.backend)) {
-                flight.wake();
+        let live = self.live.borrow();
+        let due = live.iter().filter_map(|(_, flight)| Some((Rc::clone(flight), flight.due(now)?)));
+        let due: Vec<_> = due.collect();
+        drop(live);
+        for (flight, due) in due {
+            match due {
+                Due::End(cut) => flight.end_by(cut),
+                Due::Comment => flight.wake(),
             }
         }
     }
@@ -345,6 +350,12 @@ impl Flights {
     fn all(&self) -> Vec<Rc<Flight>> {
         self.slab.borrow().iter().map(|(_, flight)| Rc::clone(flight)).collect()
     }
+}
+
+/// What is to be done about a live body now.
+enum Due {
+    End(Cut),
+    Comment,
 }
 
 /// What a flight starts with.
@@ -379,6 +390,15 @@ impl Flight {
             content_events,
             content_events_per_second: seconds.map(|seconds| content_events as f64 / seconds),
             ..FlightView::waiting(&self.call, self.pool, if first_content.is_some() { "streaming" } else { "waiting" }, now)
+        }
+    }
+
+    fn due(&self, now: Instant) -> Option<Due> {
+        let mut cell = self.upstream.borrow_mut();
+        let upstream = cell.as_mut()?;
+        match upstream.overdue(now, &self.backend) {
+            Some(cut) => Some(Due::End(cut)),
+            None => upstream.wants_comment(now, &self.backend).then_some(Due::Comment),
         }
     }
 
@@ -593,6 +613,9 @@ impl Flight {
         self.conclude(end, usage, now);
         drop(self.permit.take());
         self.flights.slab.borrow_mut().try_remove(self.key.get());
+        if let Some(place) = self.live.take() {
+            self.flights.live.borrow_mut().try_remove(place);
+        }
         let counter = if end == End::Cut { &self.flights.cut } else { &self.flights.completed };
         counter.set(counter.get() + 1);
         if matches!(end, End::Failed(_) | End::Truncated(_)) {
@@ -667,6 +690,12 @@ impl Flight {
 pub struct FlightGuard(Rc<Flight>);
 
 impl FlightGuard {
+    /// Its reply is passed on from here.
+    pub fn go_live(&self, upstream: Upstream) {
+        *self.0.upstream.borrow_mut() = Some(upstream);
+        self.0.live.set(Some(self.0.flights.live.borrow_mut().insert(Rc::clone(&self.0))));
+    }
+
     /// A second handle, for whoever watches the flight.
     pub fn watch(&self) -> Rc<Flight> {
         Rc::clone(&self.0)

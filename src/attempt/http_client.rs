@@ -3,23 +3,25 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::TryFrom;
-use std::future::poll_fn;
-use std::pin::Pin;
+use std::future::{Future, poll_fn, ready};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::Poll;
 use std::time::Duration;
 
-use actix_http::body::SizedStream;
 use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use actix_http::{Method, Uri, uri::Scheme};
+use actix_http::{Method, Payload, RequestHead, RequestHeadType, ResponseHead, Uri, uri::Scheme};
+use actix_service::Service as _;
 use awc::error::{ConnectError, SendRequestError};
-use awc::{Client, Connector, FrozenClientRequest};
+use awc::{Client, Connect, Connector};
+use futures_util::future::{Either, LocalBoxFuture};
 use rustls::{CertificateError, ClientConfig};
 
 use super::dial::{Dialer, ProxyRefused};
-use super::large::{LARGE, Large, OwnLength, in_one_poll};
-use super::transport::{Address, Incoming, Outgoing, OutgoingBody, SendFailure};
+use super::large::{LARGE, in_one_poll, with_length};
+use super::send_body::SendBody;
+use super::transport::{Address, HttpReply, Incoming, Outgoing, OutgoingBody, SendFailure};
 use crate::chat::{Endpoint, Failure, FailureClass, Phase};
 use crate::settings::Backend;
 
@@ -28,17 +30,23 @@ const KNOWN_LIMIT: usize = 256;
 /// How long an idle connection is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
+/// Sends a request over the connections of one connector: its head, headers that go over the head's own, and its body.
+///
+/// awc's `Client` does the same with two more futures on the heap, larger than what they carry.
+type Connections = Rc<dyn Fn(Rc<RequestHead>, Option<HeaderMap>, SendBody) -> Sending>;
+type Sending = LocalBoxFuture<'static, Result<(ResponseHead, Payload), SendRequestError>>;
+
 /// The client of one provider generation.
 pub struct HttpClient {
     /// Keeps connections for the next request; replaced when they may have served as many as they should.
-    pooled: RefCell<Client>,
+    pooled: RefCell<Connections>,
     /// Makes a connection for each request.
-    fresh: Client,
+    fresh: Connections,
     headers: Vec<(HeaderName, HeaderValue)>,
     /// By endpoint, where the address is always the same.
-    fixed: RefCell<[Option<FrozenClientRequest>; 4]>,
+    fixed: RefCell<[Option<Rc<RequestHead>>; 4]>,
     /// By endpoint and model, where the model is part of the address.
-    by_model: RefCell<HashMap<(Endpoint, bool, String), FrozenClientRequest>>,
+    by_model: RefCell<HashMap<(Endpoint, bool, String), Rc<RequestHead>>>,
     sent: Cell<u64>,
     backend: Arc<Backend>,
     tls: Arc<ClientConfig>,
@@ -59,8 +67,8 @@ impl HttpClient {
         headers.push((header::USER_AGENT, HeaderValue::from_static(concat!("stagedoor/", env!("CARGO_PKG_VERSION")))));
         headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
         Self {
-            pooled: RefCell::new(own_client(backend, tls, open, KEEP_ALIVE)),
-            fresh: own_client(backend, tls, open, Duration::ZERO),
+            pooled: RefCell::new(connections(backend, tls, open, KEEP_ALIVE)),
+            fresh: connections(backend, tls, open, Duration::ZERO),
             headers,
             fixed: RefCell::default(),
             by_model: RefCell::default(),
@@ -71,43 +79,43 @@ impl HttpClient {
         }
     }
 
-    /// Sends a request and awaits the reply's head.
+    /// Sends a request and awaits the reply's head. The future does not hold the request: it is kept small.
     ///
     /// # Errors
     /// A transport failure, named by what it means for a retry.
-    pub async fn send(&self, request: Outgoing<'_>) -> Result<Incoming, SendFailure> {
+    pub fn send(&self, request: Outgoing<'_>) -> impl Future<Output = Result<Incoming, SendFailure>> + use<'_> {
+        match self.begin(request) {
+            Ok(sending) => Either::Left(self.finish(sending)),
+            Err(failure) => Either::Right(ready(Err(failure))),
+        }
+    }
+
+    fn begin(&self, request: Outgoing<'_>) -> Result<Sending, SendFailure> {
         self.replace_connections();
-        let client = if request.pooled { self.pooled.borrow().clone() } else { self.fresh.clone() };
-        let frozen = match &request.url {
+        let (head, extra) = match &request.url {
             Address::Known { model, stream, make } if request.pooled => {
-                self.known(request.endpoint, model.map(|model| (model, *stream)), *make)?
+                (self.known(request.endpoint, model.map(|model| (model, *stream)), *make)?, request.headers)
             }
-            Address::Known { make, .. } => self.freeze(&client, &request.method, &make(), &json())?,
-            Address::Own(url) => self.freeze(&client, &request.method, url, request.headers)?,
+            Address::Known { make, .. } => (self.freeze(&request.method, &make(), &json())?, request.headers),
+            Address::Own(url) => (self.freeze(&request.method, url, request.headers)?, &[][..]),
         };
-        let extra = match &request.url {
-            // A streamed body always has an address of its own.
-            Address::Known { .. } => request.headers,
-            Address::Own(_) => &[],
-        };
-        let mut sending = match request.body {
-            OutgoingBody::Full(body) if body.len() >= LARGE && frozen.get_uri().scheme() == Some(&Scheme::HTTP) => {
-                let mut own: HeaderMap = extra.iter().cloned().collect();
-                own.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-                frozen.extra_headers(own).send_body(Large::new(body))
+        let extra = || (!extra.is_empty()).then(|| extra.iter().cloned().collect::<HeaderMap>());
+        let (head, extra, body) = match request.body {
+            OutgoingBody::Full(body) if body.len() >= LARGE && head.uri.scheme() == Some(&Scheme::HTTP) => {
+                (with_length(&head, extra(), body.len()), None, SendBody::large(body))
             }
-            OutgoingBody::Full(body) if !extra.is_empty() => {
-                frozen.extra_headers(extra.iter().cloned().collect()).send_body(body)
-            }
-            OutgoingBody::Full(body) if body.is_empty() && request.method != Method::POST => frozen.send(),
-            OutgoingBody::Full(body) => frozen.send_body(body),
-            OutgoingBody::Stream { length: Some(length), bytes } => frozen.send_body(SizedStream::new(length, bytes)),
-            OutgoingBody::Stream { length: None, bytes } => frozen.send_stream(bytes),
+            OutgoingBody::Full(body) if body.is_empty() && request.method != Method::POST => (head, extra(), SendBody::None),
+            OutgoingBody::Full(body) => (head, extra(), SendBody::Whole(body)),
+            OutgoingBody::Stream { length, bytes } => (head, extra(), SendBody::Stream { length, bytes }),
         };
-        let step = poll_fn(|cx| in_one_poll(Pin::new(&mut sending), cx).map_or(Poll::Ready(None), |step| step.map(Some)));
+        Ok(if request.pooled { self.pooled.borrow()(head, extra, body) } else { (self.fresh)(head, extra, body) })
+    }
+
+    async fn finish(&self, mut sending: Sending) -> Result<Incoming, SendFailure> {
+        let step = poll_fn(|cx| in_one_poll(sending.as_mut(), cx).map_or(Poll::Ready(None), |step| step.map(Some)));
         let reply = step.await.ok_or_else(|| unsendable("the request's body could not be sent"))?;
-        let reply = reply.map_err(|error| name_error(&error, "the provider", self.backend.timeouts.connect))?;
-        Ok(Incoming::Http(Box::new(reply)))
+        let (head, payload) = reply.map_err(|error| name_error(&error, "the provider", self.backend.timeouts.connect))?;
+        Ok(Incoming::Http(Box::new(HttpReply { head, payload })))
     }
 
     /// Starts with new connections after as many requests as one connection may serve, so that none serves more.
@@ -116,7 +124,7 @@ impl HttpClient {
         let sent = self.sent.get() + 1;
         self.sent.set(sent);
         if sent > 1 && sent % most == 1 % most {
-            *self.pooled.borrow_mut() = own_client(&self.backend, &self.tls, &self.open, KEEP_ALIVE);
+            *self.pooled.borrow_mut() = connections(&self.backend, &self.tls, &self.open, KEEP_ALIVE);
             self.fixed.replace([const { None }; 4]);
             self.by_model.borrow_mut().clear();
         }
@@ -127,56 +135,55 @@ impl HttpClient {
         endpoint: Endpoint,
         model: Option<(&str, bool)>,
         make: &dyn Fn() -> String,
-    ) -> Result<FrozenClientRequest, SendFailure> {
-        let fresh = || self.freeze(&self.pooled.borrow(), &Method::POST, &make(), &json());
+    ) -> Result<Rc<RequestHead>, SendFailure> {
+        let fresh = || self.freeze(&Method::POST, &make(), &json());
         let Some((model, stream)) = model else {
             let mut fixed = self.fixed.borrow_mut();
             let place = &mut fixed[endpoint as usize];
             return match place {
-                Some(frozen) => Ok(frozen.clone()),
-                None => fresh().inspect(|frozen| *place = Some(frozen.clone())),
+                Some(head) => Ok(Rc::clone(head)),
+                None => fresh().inspect(|head| *place = Some(Rc::clone(head))),
             };
         };
         let mut by_model = self.by_model.borrow_mut();
         let key = (endpoint, stream, model.to_owned());
-        if let Some(frozen) = by_model.get(&key) {
-            return Ok(frozen.clone());
+        if let Some(head) = by_model.get(&key) {
+            return Ok(Rc::clone(head));
         }
-        let frozen = fresh()?;
+        let head = fresh()?;
         if by_model.len() < KNOWN_LIMIT {
-            by_model.insert(key, frozen.clone());
+            by_model.insert(key, Rc::clone(&head));
         }
-        Ok(frozen)
+        Ok(head)
     }
 
-    fn freeze(
-        &self,
-        client: &Client,
-        method: &Method,
-        url: &str,
-        headers: &[(HeaderName, HeaderValue)],
-    ) -> Result<FrozenClientRequest, SendFailure> {
-        let uri = Uri::try_from(url).map_err(|_| unsendable("the address for this request is not valid"))?;
-        let host = host_header(&uri)?;
-        let mut request = client.request(method.clone(), uri).insert_header((header::HOST, host));
-        if headers.is_empty() {
-            request = request.insert_header(json()[0].clone());
+    /// The head of a request. An empty list of headers is one for JSON.
+    fn freeze(&self, method: &Method, url: &str, headers: &[(HeaderName, HeaderValue)]) -> Result<Rc<RequestHead>, SendFailure> {
+        let invalid = || unsendable("the address for this request is not valid");
+        let uri = Uri::try_from(url).map_err(|_| invalid())?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(invalid());
         }
-        for (name, value) in headers.iter().chain(&self.headers) {
-            request = request.insert_header((name.clone(), value.clone()));
+        let mut head = RequestHead::default();
+        head.method = method.clone();
+        head.headers.insert(header::HOST, host_header(&uri).ok_or_else(invalid)?);
+        let json = json();
+        let own = if headers.is_empty() { &json } else { headers };
+        for (name, value) in own.iter().chain(&self.headers) {
+            head.headers.insert(name.clone(), value.clone());
         }
-        request.freeze().map_err(|_| unsendable("the request could not be formed"))
+        head.uri = uri;
+        Ok(Rc::new(head))
     }
 }
 
 /// The address's host as HTTP/1 names it. Left to itself awc works it out anew, and copies it, for every request.
-fn host_header(uri: &Uri) -> Result<HeaderValue, SendFailure> {
-    let host = uri.host().unwrap_or_default();
-    let header = match uri.port_u16() {
-        None | Some(80 | 443) => HeaderValue::try_from(host),
-        Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
-    };
-    header.map_err(|_| unsendable("the address for this request is not valid"))
+fn host_header(uri: &Uri) -> Option<HeaderValue> {
+    let host = uri.host().filter(|host| !host.is_empty())?;
+    match uri.port_u16() {
+        None | Some(80 | 443) => HeaderValue::try_from(host).ok(),
+        Some(port) => HeaderValue::try_from(format!("{host}:{port}")).ok(),
+    }
 }
 
 fn json() -> [(HeaderName, HeaderValue); 1] {
@@ -244,13 +251,17 @@ fn unsendable(message: &str) -> SendFailure {
     SendFailure { failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, message) }, sent: false }
 }
 
-fn own_client(backend: &Backend, tls: &Arc<ClientConfig>, open: &Arc<AtomicU64>, keep_alive: Duration) -> Client {
-    client(Dialer::new(backend.network.proxy.clone()).counted_in(open), backend, tls, keep_alive)
+fn connections(backend: &Backend, tls: &Arc<ClientConfig>, open: &Arc<AtomicU64>, keep_alive: Duration) -> Connections {
+    let dialer = Dialer::new(backend.network.proxy.clone()).counted_in(open);
+    let connector = connector(dialer, backend, tls, keep_alive).finish();
+    Rc::new(move |head, extra, body| {
+        let connecting = connector.call(Connect { uri: head.uri.clone(), addr: None });
+        Box::pin(async move { connecting.await?.send_request(RequestHeadType::Rc(head, extra), body).await })
+    })
 }
 
-/// A client under a backend's limits; the dialer says by which way.
-pub(super) fn client(dialer: Dialer, backend: &Backend, tls: &Arc<ClientConfig>, keep_alive: Duration) -> Client {
-    let connector = Connector::new()
+fn connector(dialer: Dialer, backend: &Backend, tls: &Arc<ClientConfig>, keep_alive: Duration) -> Connector<Dialer> {
+    Connector::new()
         .connector(dialer)
         .rustls_0_23(Arc::clone(tls))
         // Permits bound what is in flight; awc's own limit would block silently.
@@ -258,10 +269,13 @@ pub(super) fn client(dialer: Dialer, backend: &Backend, tls: &Arc<ClientConfig>,
         .timeout(backend.timeouts.connect)
         .handshake_timeout(backend.timeouts.connect)
         .conn_keep_alive(keep_alive)
-        .conn_lifetime(backend.network.max_age);
+        .conn_lifetime(backend.network.max_age)
+}
+
+/// A client under a backend's limits; the dialer says by which way.
+pub(super) fn client(dialer: Dialer, backend: &Backend, tls: &Arc<ClientConfig>, keep_alive: Duration) -> Client {
     Client::builder()
-        .connector(connector)
-        .wrap(OwnLength::new())
+        .connector(connector(dialer, backend, tls, keep_alive))
         .disable_timeout()
         .disable_redirects()
         .no_default_headers()

@@ -5,18 +5,15 @@
 //! so the rest cannot get to another one's socket: [`in_one_poll`] sees to that.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use actix_http::RequestHeadType;
+use actix_http::RequestHead;
 use actix_http::body::{BodySize, MessageBody};
-use actix_http::header;
-use actix_service::Service;
-use awc::ConnectRequest;
-use awc::middleware::Transform;
+use actix_http::header::{self, HeaderMap, HeaderValue};
 use bytes::Bytes;
 
 /// From this length on a body is large, in bytes: below, copying costs less than going about it.
@@ -34,12 +31,12 @@ pub(super) fn take_left() -> Bytes {
 }
 
 /// Polls the sending of a request. `None` when a body left something that no socket took: it must not be sent on.
-pub(super) fn in_one_poll<F: Future>(sending: Pin<&mut F>, cx: &mut Context<'_>) -> Option<Poll<F::Output>> {
+pub(super) fn in_one_poll<F: Future + ?Sized>(sending: Pin<&mut F>, cx: &mut Context<'_>) -> Option<Poll<F::Output>> {
     let step = sending.poll(cx);
     take_left().is_empty().then_some(step)
 }
 
-/// A large body. Its length must stand among the request's own headers.
+/// A large body. Its head must be made by [`with_length`].
 pub(super) struct Large {
     first: Bytes,
     rest: Bytes,
@@ -53,13 +50,13 @@ impl Large {
 }
 
 impl MessageBody for Large {
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn size(&self) -> BodySize {
         BodySize::Stream
     }
 
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Bytes, Infallible>>> {
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         if !self.first.is_empty() {
             return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
         }
@@ -68,48 +65,15 @@ impl MessageBody for Large {
     }
 }
 
-/// Makes awc believe a length among the request's own headers, where it would cut the body into chunks.
-pub(super) struct OwnLength<S = ()> {
-    service: S,
-}
-
-impl OwnLength {
-    /// To be put over a connector.
-    pub(super) fn new() -> Self {
-        Self { service: () }
+/// The head for a large body, with all its headers. Its length stands among them, where awc would cut the body into chunks.
+pub(super) fn with_length(head: &RequestHead, extra: Option<HeaderMap>, length: usize) -> Rc<RequestHead> {
+    let mut head = head.clone();
+    for (name, value) in extra.into_iter().flatten() {
+        head.headers.insert(name, value);
     }
-}
-
-impl<S: Service<ConnectRequest>> Transform<S, ConnectRequest> for OwnLength {
-    type Transform = OwnLength<S>;
-
-    fn new_transform(self, service: S) -> OwnLength<S> {
-        OwnLength { service }
-    }
-}
-
-impl<S: Service<ConnectRequest>> Service<ConnectRequest> for OwnLength<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    actix_service::forward_ready!(service);
-
-    fn call(&self, request: ConnectRequest) -> S::Future {
-        self.service.call(match request {
-            ConnectRequest::Client(RequestHeadType::Rc(head, Some(own)), body, address)
-                if body.size() == BodySize::Stream && own.contains_key(header::CONTENT_LENGTH) =>
-            {
-                let mut head = Rc::unwrap_or_clone(head);
-                for (name, value) in own {
-                    head.headers.insert(name, value);
-                }
-                head.no_chunking(true);
-                ConnectRequest::Client(RequestHeadType::Owned(head), body, address)
-            }
-            other => other,
-        })
-    }
+    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    head.no_chunking(true);
+    Rc::new(head)
 }
 
 #[cfg(test)]
@@ -195,11 +159,10 @@ mod tests {
                 Bytes::from((0..*length).map(|_| random.u8(..)).collect::<Vec<_>>())
             });
             join_all(bodies.map(async |body| {
-                let incoming = post(&client, &url, body.clone()).await.unwrap();
+                let mut incoming = post(&client, &url, body.clone()).await.unwrap();
                 let answer = incoming.headers().get("x-answer").unwrap().to_str().unwrap().to_owned();
                 assert_eq!(answer, format!("{} {}", body.len(), sum(&body)));
-                let Incoming::Http(mut reply) = incoming else { unreachable!() };
-                assert_eq!(reply.body().await.unwrap(), answer);
+                assert_eq!(super::super::replies::collect(&mut incoming, 1 << 10).await.unwrap(), answer);
             }))
             .await;
         }

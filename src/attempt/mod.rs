@@ -14,6 +14,7 @@ mod memory;
 mod replies;
 #[cfg(test)]
 mod scripted;
+mod send_body;
 mod station;
 mod token;
 mod transport;

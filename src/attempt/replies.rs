@@ -129,8 +129,7 @@ pub(super) async fn stream_reply(
     };
     flight.note_first_content(head.attempts);
     let headers = client_headers(head.station, incoming.headers(), ask.now);
-    let upstream = Upstream::new(incoming, Meter::Events(Box::new(relay)), ask.body.len(), total_ends);
-    *flight.upstream.borrow_mut() = Some(upstream);
+    flight.go_live(Upstream::new(incoming, Meter::Events(Box::new(relay)), ask.body.len(), total_ends));
     let body = AnswerBody::Live(SendWrapper::new(LiveBody::new(flight)));
     Ok(head.answer(headers, body, None))
 }
@@ -156,7 +155,7 @@ pub(super) fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Opti
             }
             flight.note_first_content(head.attempts);
             let meter = Meter::Bytes { tail: Vec::new(), remaining: content_length(incoming.headers()).filter(|_| has_body) };
-            *flight.upstream.borrow_mut() = Some(Upstream::new(incoming, meter, head.call.body.len(), ends));
+            flight.go_live(Upstream::new(incoming, meter, head.call.body.len(), ends));
             AnswerBody::Live(SendWrapper::new(LiveBody::new(flight)))
         }
         None => AnswerBody::Full(Bytes::new()),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use actix_http::StatusCode;
 use actix_http::header::{HeaderName, HeaderValue};
+use futures_util::future::Either;
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
@@ -46,11 +47,15 @@ impl Station {
     ///
     /// # Errors
     /// [`SendFailure`] when no head came, or no token until then.
-    pub async fn send(&self, request: Outgoing<'_>, ends: Instant) -> Result<Incoming, SendFailure> {
+    pub fn send<'a>(
+        &'a self,
+        request: Outgoing<'a>,
+        ends: Instant,
+    ) -> impl Future<Output = Result<Incoming, SendFailure>> + use<'a> {
         match &self.minter {
-            None => self.transport.send(request).await,
+            None => Either::Left(self.transport.send(request)),
             // On the heap: most backends take no token, and their tasks should not be larger for it.
-            Some(minter) => Box::pin(self.send_with_token(minter, request, ends)).await,
+            Some(minter) => Either::Right(Box::pin(self.send_with_token(minter, request, ends))),
         }
     }
 

@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use actix_http::{Method, StatusCode};
+use actix_http::{Method, Payload, ResponseHead, StatusCode};
 use awc::ClientResponse;
 use bytes::Bytes;
 use futures_util::Stream;
+use futures_util::future::Either;
 
 use super::dial::watch_end;
 use super::http_client::HttpClient;
@@ -72,16 +73,30 @@ pub enum OutgoingBody {
 /// A reply as it comes in: its head is here, its bytes are pulled.
 pub enum Incoming {
     /// From the network.
-    Http(Box<ClientResponse>),
+    Http(Box<HttpReply>),
     /// From the simulated provider.
     Simulated(Box<SimulatedReply>),
+}
+
+/// A reply from the network.
+pub struct HttpReply {
+    pub(super) head: ResponseHead,
+    pub(super) payload: Payload,
+}
+
+impl From<ClientResponse> for HttpReply {
+    fn from(response: ClientResponse) -> Self {
+        let mut head = ResponseHead::new(response.status());
+        head.headers = response.headers().clone();
+        Self { head, payload: Payload::Stream { payload: Box::pin(response) } }
+    }
 }
 
 impl Incoming {
     /// Status code.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Http(response) => response.status(),
+            Self::Http(reply) => reply.head.status,
             Self::Simulated(reply) => reply.status,
         }
     }
@@ -89,7 +104,7 @@ impl Incoming {
     /// Headers.
     pub fn headers(&self) -> &HeaderMap {
         match self {
-            Self::Http(response) => response.headers(),
+            Self::Http(reply) => &reply.head.headers,
             Self::Simulated(reply) => &reply.headers,
         }
     }
@@ -97,11 +112,11 @@ impl Incoming {
     /// The next chunk of the body. A failure is boxed: it is large, and each result would have its size.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<Failure>>>> {
         match self {
-            Self::Http(response) => {
+            Self::Http(reply) => {
                 let broken = || Box::new(Failure::new(FailureClass::Malformed, "the provider's reply was cut before its end"));
-                let (step, saw_end) = watch_end(|| Pin::new(&mut **response).poll_next(cx));
+                let (step, saw_end) = watch_end(|| Pin::new(&mut reply.payload).poll_next(cx));
                 match step {
-                    Poll::Ready(None) if saw_end && response.headers().contains_key(header::TRANSFER_ENCODING) => {
+                    Poll::Ready(None) if saw_end && reply.head.headers.contains_key(header::TRANSFER_ENCODING) => {
                         Poll::Ready(Some(Err(broken())))
                     }
                     step => step.map(|step| step.map(|chunk| chunk.map_err(|_| broken()))),
@@ -133,10 +148,10 @@ impl Transport {
     ///
     /// # Errors
     /// [`SendFailure`] when no head came.
-    pub async fn send(&self, request: Outgoing<'_>) -> Result<Incoming, SendFailure> {
+    pub fn send<'a>(&'a self, request: Outgoing<'a>) -> impl Future<Output = Result<Incoming, SendFailure>> + use<'a> {
         match self {
-            Self::Http(client) => client.send(request).await,
-            Self::Simulated(simulator) => simulator.send(request).await,
+            Self::Http(client) => Either::Left(client.send(request)),
+            Self::Simulated(simulator) => Either::Right(Box::pin(simulator.send(request))),
         }
     }
 }

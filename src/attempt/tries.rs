@@ -242,7 +242,7 @@ async fn one_try(
         replies.push(Box::pin(send_part(station, request, ledger, attempt_ends)).await?);
     }
     let request = Outgoing { endpoint: call.endpoint, method, url, headers, body, pooled };
-    let incoming = send(station, request, ledger, head_ends).await?;
+    let incoming = head_of(station.send(request, head_ends), ledger, head_ends).await?;
     if let Some(flight) = flight {
         flight.note_head();
         if otlp::traces() {
@@ -285,17 +285,21 @@ async fn fetch_images(station: &Station, call: &Call, ends: Instant) -> Result<I
 /// Sends one part of a request and reads its whole reply; each part has the time of a request of its own.
 async fn send_part(station: &Station, request: Outgoing<'_>, ledger: &mut Ledger, ends: Instant) -> Result<Bytes, Failure> {
     let head_ends = ends.min(Instant::now() + station.backend.timeouts.head);
-    let mut incoming = send(station, request, ledger, head_ends).await?;
+    let mut incoming = head_of(station.send(request, head_ends), ledger, head_ends).await?;
     if !incoming.status().is_success() {
         return Err(error_reply(station, incoming, ends).await);
     }
     whole_body(&mut incoming, ends, station.backend.max_reply).await
 }
 
-/// Sends a request and awaits the head of its reply.
-async fn send(station: &Station, request: Outgoing<'_>, ledger: &mut Ledger, ends: Instant) -> Result<Incoming, Failure> {
+/// Awaits the head of the reply to a request that is being sent.
+async fn head_of(
+    sending: impl Future<Output = Result<Incoming, SendFailure>>,
+    ledger: &mut Ledger,
+    ends: Instant,
+) -> Result<Incoming, Failure> {
     let begun = Instant::now();
-    match timeout_at(ends, station.send(request, ends)).await {
+    match timeout_at(ends, sending).await {
         Ok(Ok(incoming)) => {
             ledger.sent = true;
             Ok(incoming)

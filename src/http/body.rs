@@ -1,12 +1,14 @@
 //! Reads a request's body within its limits, without a copy where it comes in one piece.
 
+use std::future::{Future as _, poll_fn};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use actix_web::HttpRequest;
 use actix_web::http::header;
 use actix_web::web;
 use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 
 use crate::actors::slots::Shared;
 use crate::attempt::BodyHold;
@@ -24,11 +26,14 @@ pub(super) async fn read(
 ) -> Result<(Bytes, BodyHold), GatewayError> {
     let server = &shared.settings.server;
     let mut reading = std::pin::pin!(collect(request, payload, shared));
-    // Most bodies come with their head: those need no timer.
-    if let Some(result) = reading.as_mut().now_or_never() {
-        return result;
-    }
-    match tokio::time::timeout(server.body_timeout, reading).await {
+    // Most bodies come with their head, yet are there only at the second look. An HTTP/1 connection looks whenever it has
+    // read something; a waker left behind at the first look would only have it look once more, for nothing.
+    let mut looked = false;
+    let looking = poll_fn(|cx| match std::mem::replace(&mut looked, true) {
+        false => reading.as_mut().poll(&mut Context::from_waker(Waker::noop())),
+        true => reading.as_mut().poll(cx),
+    });
+    match tokio::time::timeout(server.body_timeout, looking).await {
         Ok(result) => result,
         Err(_) => Err(GatewayError::BodyTimeout(Duration::from_secs(server.body_timeout.as_secs()))),
     }

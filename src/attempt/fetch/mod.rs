@@ -211,7 +211,7 @@ async fn read(response: ClientResponse, allowance: &RefCell<Allowance>) -> Resul
     if declared.is_some_and(|declared| declared > allowance.borrow().left) {
         return Err(too_large());
     }
-    let mut incoming = Incoming::Http(Box::new(response));
+    let mut incoming = Incoming::Http(Box::new(response.into()));
     let mut bytes = BytesMut::new();
     let mut mime = None;
     while let Some(chunk) = std::future::poll_fn(|cx| incoming.poll_next(cx)).await {
