@@ -23,6 +23,7 @@ pub mod pool;
 pub mod provider;
 pub mod slots;
 pub(crate) mod standby;
+pub mod tally;
 mod view;
 
 use std::sync::Arc;
@@ -206,7 +207,7 @@ pub struct ShardState {
     /// By pool index.
     pub pools: Vec<PoolState>,
     /// By route index + 1.
-    pub routes: Vec<slots::RouteStats>,
+    pub routes: Vec<tally::RouteStats>,
 }
 
 /// One provider on one worker.
@@ -256,8 +257,8 @@ pub struct PoolState {
     pub absorbed: u64,
     /// Requests answered with an error.
     pub refused: u64,
-    /// How its requests have ended, in the order of [`slots::OUTCOMES`].
-    pub outcomes: [u64; slots::OUTCOMES.len()],
+    /// How its requests have ended, in the order of [`tally::OUTCOMES`].
+    pub outcomes: [u64; tally::OUTCOMES.len()],
     /// Requests that a second member was asked for, and those that it answered first.
     pub hedges: (u64, u64),
     /// Requests of conversations: kept with their member, sent elsewhere, new.

@@ -16,7 +16,8 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::hedge;
-use super::slots::{PoolStats, SlotState, Slots};
+use super::slots::{SlotState, Slots};
+use super::tally::PoolStats;
 use super::view::{PassedOver, View, place};
 use super::{Bounce, Bounced, Dispatch, Job, JobParts, Outcome, PoolDown, ProviderUp};
 use crate::attempt::{Call, End, Ledger, Reply, Settled, panic_message};

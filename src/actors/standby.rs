@@ -11,7 +11,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::Dispatch;
-use super::slots::{Counting, SlotState, Slots};
+use super::slots::{SlotState, Slots};
+use super::tally::Counting;
 use crate::attempt::{Call, Reply};
 use crate::balance::CircuitState;
 use crate::chat::FailureClass;

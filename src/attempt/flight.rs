@@ -1,4 +1,4 @@
-//! The flight table: every attempt that a provider carries, from its start until its one outcome is settled.
+//! One attempt, from its start until its one outcome is settled. The table of all is in [`super::flights`].
 //!
 //! A [`Flight`] is shared by the attempt's task or live body and the provider, all on one thread. Whatever path an
 //! attempt ends on, its [`FlightGuard`] settles it: the permit returns, the pool gets one outcome.
@@ -9,17 +9,15 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use tracing::Span;
 
 use super::call::Call;
+use super::flights::{FlightPlan, FlightView, Flights};
 use super::live::Upstream;
-use super::memory::Memory;
 use super::token::Minter;
-use super::vitals::Vitals;
-use crate::balance::{Histogram, Moment, Permit, Probe, Sample};
+use crate::balance::{Moment, Permit, Probe, Sample};
 use crate::chat::{Failure, FailureClass, Keepsake, Phase, Usage};
 use crate::error::GatewayError;
 use crate::settings::Backend;
@@ -124,36 +122,6 @@ pub struct Settled {
 /// Classes of failed tries; nearly always none.
 pub(super) type FailedTries = SmallVec<[FailureClass; 2]>;
 
-/// Where settled attempts are reported and full queues are woken; implemented by the provider actor's address.
-pub trait Tower {
-    /// Reports the outcome to the pool that sent the job.
-    fn settled(&self, pool: u16, settled: Settled);
-    /// A permit was returned while jobs wait for one.
-    fn permit_returned(&self);
-    /// A panic was caught in a task or body.
-    fn crashed(&self, reason: String);
-}
-
-/// Every attempt of one generation of a provider.
-pub struct Flights {
-    slab: RefCell<Slab<Rc<Flight>>>,
-    /// Those whose reply is being passed on.
-    live: RefCell<Slab<Rc<Flight>>>,
-    tower: Box<dyn Tower>,
-    memory: Arc<Memory>,
-    vitals: Vitals,
-    /// Pauses between the pieces of its streams.
-    gaps: Rc<RefCell<Histogram>>,
-    /// Whether jobs wait for a permit.
-    pub has_queue: Cell<bool>,
-    /// Flights that ended by themselves.
-    pub completed: Cell<u64>,
-    /// Of these, those that failed or broke.
-    pub failed: Cell<u64>,
-    /// Flights that were cut.
-    pub cut: Cell<u64>,
-}
-
 /// One attempt. Its first fields are all that the events of a stream touch, and lie together for that.
 #[repr(C)]
 pub struct Flight {
@@ -162,9 +130,10 @@ pub struct Flight {
     flights: Rc<Flights>,
     /// The upstream half of a live body.
     pub upstream: RefCell<Option<Upstream>>,
-    key: Cell<usize>,
+    /// Its place in the table.
+    pub(super) place: Cell<usize>,
     /// Its place among the live ones.
-    live: Cell<Option<usize>>,
+    pub(super) live_place: Cell<Option<usize>>,
     /// The request.
     pub call: Arc<Call>,
     /// Who it goes to.
@@ -203,79 +172,26 @@ pub struct Flight {
     absorbed: Cell<bool>,
 }
 
-/// A flight as an operator sees it.
-#[derive(Debug, Clone)]
-pub struct FlightView {
-    /// The request's id.
-    pub id: String,
-    /// Index of its pool.
-    pub pool: u16,
-    /// The model that the client asked for.
-    pub model: Option<Box<str>>,
-    /// Seconds since the request was taken.
-    pub age_seconds: f64,
-    /// Number of the present try, from 1; 0 while there is none.
-    pub attempt: usize,
-    /// `parked`, `queued`, `waiting` before first content, `streaming` after it.
-    pub phase: &'static str,
-    /// Whether a stream is asked for.
-    pub stream: bool,
-    /// Events with content so far: about as many tokens.
-    pub content_events: u64,
-    /// The same per second since the first.
-    pub content_events_per_second: Option<f64>,
+/// What is to be done about a live body now.
+pub(super) enum Due {
+    End(Cut),
+    Comment,
 }
 
-impl FlightView {
-    /// A request that nobody is asked for yet.
-    pub fn waiting(call: &Call, pool: u16, phase: &'static str, now: Moment) -> Self {
-        Self {
-            id: call.id.to_string(),
-            pool,
-            model: call.scan.model.as_deref().map(|model| model.chars().take(SHOWN_MODEL).collect()),
-            age_seconds: call.age(now).as_secs_f64(),
-            attempt: 0,
-            phase,
-            stream: call.is_stream(),
-            content_events: 0,
-            content_events_per_second: None,
-        }
-    }
-}
-
-/// Characters that are shown of a model's name as its client wrote it.
-const SHOWN_MODEL: usize = 80;
-
-impl Flights {
-    /// Starts empty.
-    pub fn new(tower: Box<dyn Tower>, memory: Arc<Memory>, vitals: Vitals, gaps: Rc<RefCell<Histogram>>) -> Rc<Self> {
-        Rc::new(Self {
-            slab: RefCell::default(),
-            live: RefCell::default(),
-            tower,
-            memory,
-            vitals,
-            gaps,
-            has_queue: Cell::new(false),
-            completed: Cell::new(0),
-            failed: Cell::new(0),
-            cut: Cell::new(0),
-        })
-    }
-
-    /// Enters an attempt.
-    pub fn enter(self: &Rc<Self>, plan: FlightPlan) -> FlightGuard {
-        let now = self.vitals.clock.now();
+impl Flight {
+    /// Begins.
+    pub(super) fn new(flights: &Rc<Flights>, plan: FlightPlan) -> Self {
+        let now = flights.vitals.clock.now();
         let stream = plan.call.is_stream();
         // The time of what is passed through says nothing about the model.
-        let load = plan.call.passthrough.is_none().then(|| self.vitals.permits.used());
+        let load = plan.call.passthrough.is_none().then(|| flights.vitals.permits.used());
         if load.is_some() {
-            self.vitals.pulse(plan.slot).begin(stream, now);
+            flights.vitals.pulse(plan.slot).begin(stream, now);
         }
-        let flight = Rc::new(Flight {
-            key: Cell::new(0),
-            live: Cell::new(None),
-            flights: Rc::clone(self),
+        Self {
+            place: Cell::new(0),
+            live_place: Cell::new(None),
+            flights: Rc::clone(flights),
             call: plan.call,
             backend: plan.backend,
             minter: plan.minter,
@@ -299,89 +215,11 @@ impl Flights {
             cut: Cell::new(None),
             waker: RefCell::new(None),
             upstream: RefCell::new(None),
-        });
-        flight.key.set(self.slab.borrow_mut().insert(Rc::clone(&flight)));
-        FlightGuard(flight)
-    }
-
-    /// Flights carried now.
-    pub fn len(&self) -> usize {
-        self.slab.borrow().len()
-    }
-
-    /// Whether none is carried.
-    pub fn is_empty(&self) -> bool {
-        self.slab.borrow().is_empty()
-    }
-
-    /// Ends what has passed a limit of its own; the provider's timer calls this. What has no reply yet its task looks after.
-    pub fn enforce(&self, now: Instant) {
-        let live = self.live.borrow();
-        let due = live.iter().filter_map(|(_, flight)| Some((Rc::clone(flight), flight.due(now)?)));
-        let due: Vec<_> = due.collect();
-        drop(live);
-        for (flight, due) in due {
-            match due {
-                Due::End(cut) => flight.end_by(cut),
-                Due::Comment => flight.wake(),
-            }
         }
     }
 
-    /// Ends every flight, or the one with this request id; returns how many.
-    pub fn cut_all(&self, cut: Cut, id: Option<&str>) -> usize {
-        let chosen: Vec<_> = self.all().into_iter().filter(|flight| id.is_none_or(|id| &*flight.call.id == id)).collect();
-        for flight in &chosen {
-            flight.end_by(cut);
-        }
-        chosen.len()
-    }
-
-    /// The flights of the oldest requests, at most so many, as an operator sees them.
-    pub fn views(&self, limit: usize, now: Moment) -> Vec<FlightView> {
-        let mut flights = self.all();
-        if flights.len() > limit {
-            flights.select_nth_unstable_by_key(limit, |flight| flight.call.began);
-            flights.truncate(limit);
-        }
-        flights.iter().map(|flight| flight.view(now)).collect()
-    }
-
-    fn all(&self) -> Vec<Rc<Flight>> {
-        self.slab.borrow().iter().map(|(_, flight)| Rc::clone(flight)).collect()
-    }
-}
-
-/// What is to be done about a live body now.
-enum Due {
-    End(Cut),
-    Comment,
-}
-
-/// What a flight starts with.
-pub struct FlightPlan {
-    /// The request.
-    pub call: Arc<Call>,
-    /// Who it goes to.
-    pub backend: Arc<Backend>,
-    /// What its access tokens come from, if it takes any.
-    pub minter: Option<Rc<Minter>>,
-    /// The pool that sent the job.
-    pub pool: u16,
-    /// Place of the member in that pool.
-    pub member: u16,
-    /// Slot of the model that is asked for.
-    pub slot: u16,
-    /// Leases, if this attempt decides about a circuit.
-    pub probe: Probe,
-    /// Whether it was started beside another one that is slow.
-    pub is_hedge: bool,
-    /// The permit it holds until it is settled.
-    pub permit: Permit,
-}
-
-impl Flight {
-    fn view(&self, now: Moment) -> FlightView {
+    /// As an operator sees it.
+    pub(super) fn view(&self, now: Moment) -> FlightView {
         let first_content = self.first_content.get();
         let content_events = self.upstream.borrow().as_ref().map_or(0, Upstream::content_events);
         let seconds = first_content.map(|at| now.since(at).as_secs_f64()).filter(|seconds| *seconds >= 0.1);
@@ -393,7 +231,8 @@ impl Flight {
         }
     }
 
-    fn due(&self, now: Instant) -> Option<Due> {
+    /// What is to be done about it now, if its reply is being passed on.
+    pub(super) fn due(&self, now: Instant) -> Option<Due> {
         let mut cell = self.upstream.borrow_mut();
         let upstream = cell.as_mut()?;
         match upstream.overdue(now, &self.backend) {
@@ -581,14 +420,15 @@ impl Flight {
         }
     }
 
-    fn wake(&self) {
+    /// Wakes whoever holds it.
+    pub(super) fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
     }
 
     /// Drops the upstream half, settles and wakes whoever holds the other half.
-    fn end_by(&self, cut: Cut) {
+    pub(super) fn end_by(&self, cut: Cut) {
         self.cut.set(Some(cut));
         let upstream = self.upstream.borrow_mut().take();
         if let Some(upstream) = upstream {
@@ -612,15 +452,7 @@ impl Flight {
         self.end_wait();
         self.conclude(end, usage, now);
         drop(self.permit.take());
-        self.flights.slab.borrow_mut().try_remove(self.key.get());
-        if let Some(place) = self.live.take() {
-            self.flights.live.borrow_mut().try_remove(place);
-        }
-        let counter = if end == End::Cut { &self.flights.cut } else { &self.flights.completed };
-        counter.set(counter.get() + 1);
-        if matches!(end, End::Failed(_) | End::Truncated(_)) {
-            self.flights.failed.set(self.flights.failed.get() + 1);
-        }
+        self.flights.leave(self, end);
         let first_content = self.first_content.get().map(|at| at.since(self.try_started.get()));
         self.record(end, usage, first_content);
         self.flights.tower.settled(
@@ -690,10 +522,14 @@ impl Flight {
 pub struct FlightGuard(Rc<Flight>);
 
 impl FlightGuard {
+    pub(super) fn new(flight: Rc<Flight>) -> Self {
+        Self(flight)
+    }
+
     /// Its reply is passed on from here.
     pub fn go_live(&self, upstream: Upstream) {
         *self.0.upstream.borrow_mut() = Some(upstream);
-        self.0.live.set(Some(self.0.flights.live.borrow_mut().insert(Rc::clone(&self.0))));
+        self.0.flights.note_live(&self.0);
     }
 
     /// A second handle, for whoever watches the flight.

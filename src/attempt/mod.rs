@@ -5,6 +5,7 @@ mod clock;
 mod dial;
 mod fetch;
 mod flight;
+mod flights;
 mod guard;
 mod headroom;
 mod http_client;
@@ -30,7 +31,8 @@ pub use call::{
 pub use clock::Clock;
 pub use dial::Counted;
 pub use fetch::{Fetcher, Images};
-pub use flight::{Cut, End, Flight, FlightGuard, FlightPlan, FlightView, Flights, Settled, Tower};
+pub use flight::{Cut, End, Flight, FlightGuard, Settled};
+pub use flights::{FlightPlan, FlightView, Flights, Tower};
 pub use headroom::{Headroom, Said};
 pub use http_client::{HttpClient, system_roots, tls_config};
 pub use live::{COMMENT, LiveBody};

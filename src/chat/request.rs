@@ -1,12 +1,21 @@
 //! A chat request as its client wrote it, typed for translation into other dialects. Texts and raw values borrow from
 //! the body: an image is neither copied nor decoded by reading it.
 
+mod thinking;
+mod tools;
+
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+pub use thinking::{Effort, Thinking, ThinkingKind};
+pub use tools::{
+    AllowedTool, AllowedTools, CalledFunction, Choice, ChoiceMode, ExtraContent, Function, FunctionName, GoogleContent,
+    NamedChoice, Tool, ToolCall, ToolChoice, check_calls,
+};
 
 use super::{Failure, FailureClass};
 
@@ -320,159 +329,6 @@ pub struct File<'a> {
     pub filename: Option<Text<'a>>,
 }
 
-/// A call the assistant made.
-#[derive(Debug, Deserialize)]
-pub struct ToolCall<'a> {
-    /// Its id.
-    #[serde(borrow)]
-    pub id: Option<Text<'a>>,
-    /// What was called.
-    #[serde(borrow)]
-    pub function: Option<CalledFunction<'a>>,
-    /// What a provider wants back, an extension.
-    #[serde(borrow)]
-    pub extra_content: Option<ExtraContent<'a>>,
-}
-
-/// The function of a call.
-#[derive(Debug, Deserialize)]
-pub struct CalledFunction<'a> {
-    /// Its name.
-    #[serde(borrow)]
-    pub name: Text<'a>,
-    /// JSON as text.
-    #[serde(borrow)]
-    pub arguments: Option<Text<'a>>,
-    /// One spelling of Google's signature, an extension.
-    #[serde(borrow)]
-    pub thought_signature: Option<Text<'a>>,
-}
-
-/// `extra_content`: what a provider wants back, in the shape of Google's own compatible endpoint.
-#[derive(Debug, Deserialize)]
-pub struct ExtraContent<'a> {
-    /// Google's part of it.
-    #[serde(borrow)]
-    pub google: Option<GoogleContent<'a>>,
-    /// Backend and model that it came from, if this gateway handed it out.
-    #[serde(borrow)]
-    pub origin: Option<Text<'a>>,
-}
-
-/// Google's part of `extra_content`.
-#[derive(Debug, Deserialize)]
-pub struct GoogleContent<'a> {
-    /// Signature over the thoughts before this part.
-    #[serde(borrow)]
-    pub thought_signature: Option<Text<'a>>,
-}
-
-/// A tool.
-#[derive(Debug, Deserialize)]
-pub struct Tool<'a> {
-    /// What it is.
-    #[serde(borrow, rename = "type")]
-    pub kind: Text<'a>,
-    /// The function, if it is one.
-    #[serde(borrow)]
-    pub function: Option<Function<'a>>,
-    /// Cache marker, an extension.
-    #[serde(borrow)]
-    pub cache_control: Option<&'a RawValue>,
-}
-
-/// A function that may be called.
-#[derive(Debug, Deserialize)]
-pub struct Function<'a> {
-    /// Its name.
-    #[serde(borrow)]
-    pub name: Text<'a>,
-    /// What it does.
-    #[serde(borrow)]
-    pub description: Option<Text<'a>>,
-    /// JSON Schema.
-    #[serde(borrow)]
-    pub parameters: Option<&'a RawValue>,
-    /// Whether calls must fit the schema.
-    pub strict: Option<bool>,
-}
-
-/// `tool_choice` in every form, and the older `function_call`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub enum ToolChoice<'a> {
-    /// `auto`, `none`, `required`.
-    Word(#[serde(borrow)] Text<'a>),
-    /// One function, or the allowed ones.
-    Named(#[serde(borrow)] NamedChoice<'a>),
-}
-
-/// The object form of `tool_choice`.
-#[derive(Debug, Deserialize)]
-pub struct NamedChoice<'a> {
-    /// What is named.
-    #[serde(borrow, rename = "type")]
-    pub kind: Option<Text<'a>>,
-    /// The function.
-    #[serde(borrow)]
-    pub function: Option<FunctionName<'a>>,
-    /// Its name, in the older form.
-    #[serde(borrow)]
-    pub name: Option<Text<'a>>,
-    /// The allowed tools.
-    #[serde(borrow)]
-    pub allowed_tools: Option<AllowedTools<'a>>,
-}
-
-/// A function by name.
-#[derive(Debug, Deserialize)]
-pub struct FunctionName<'a> {
-    /// Its name.
-    #[serde(borrow)]
-    pub name: Text<'a>,
-}
-
-/// The allowed tools.
-#[derive(Debug, Deserialize)]
-pub struct AllowedTools<'a> {
-    /// `auto` or `required`.
-    #[serde(borrow)]
-    pub mode: Text<'a>,
-    /// Which.
-    #[serde(borrow)]
-    pub tools: Vec<AllowedTool<'a>>,
-}
-
-/// One allowed tool.
-#[derive(Debug, Deserialize)]
-pub struct AllowedTool<'a> {
-    /// The function.
-    #[serde(borrow)]
-    pub function: Option<FunctionName<'a>>,
-}
-
-/// Which tools may or must be called, whatever form it was written in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice<'a> {
-    /// How.
-    pub mode: ChoiceMode,
-    /// Only these; empty means all.
-    pub only: Vec<&'a str>,
-}
-
-/// Whether tools may or must be called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChoiceMode {
-    /// The model decides.
-    Auto,
-    /// None may.
-    None,
-    /// At least one must.
-    Required,
-    /// This one must.
-    One,
-}
-
 /// `response_format`.
 #[derive(Debug, Deserialize)]
 pub struct Format<'a> {
@@ -492,103 +348,10 @@ pub struct JsonSchema<'a> {
     pub schema: Option<&'a RawValue>,
 }
 
-impl CalledFunction<'_> {
-    /// The arguments, which providers of other dialects take as an object only.
-    ///
-    /// # Errors
-    /// `Unsupported` for anything else, which a provider of the OpenAI API may take.
-    pub fn object(&self, field: &str) -> Result<Cow<'_, RawValue>, Failure> {
-        let text = self.arguments.as_deref().unwrap_or_default().trim();
-        if text.is_empty() {
-            return Ok(Cow::Owned(RawValue::from_string("{}".into()).unwrap_or_else(|_| RawValue::NULL.to_owned())));
-        }
-        match serde_json::from_str::<&RawValue>(text) {
-            Ok(value) if value.get().starts_with('{') => Ok(Cow::Borrowed(value)),
-            _ => {
-                let field = format!("{field}.function.arguments");
-                Err(unsupported(&field, format!("`{field}` is not a JSON object")))
-            }
-        }
-    }
-}
-
-impl Effort {
-    /// The word of the OpenAI API.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Minimal => "minimal",
-            Self::Low => "low",
-            Self::Medium => "medium",
-            Self::High => "high",
-            Self::Xhigh => "xhigh",
-            Self::Max => "max",
-        }
-    }
-}
-
 /// The text of a turn that the client did not write, where a provider wants the user to begin.
 pub const BEGIN: &str = "Begin.";
 /// The text of a turn that the client did not write, where a provider wants the user to have the last word.
 pub const CONTINUE: &str = "Continue.";
-
-/// `reasoning_effort`, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Effort {
-    /// Not at all.
-    None,
-    /// The least.
-    Minimal,
-    /// Little.
-    Low,
-    /// Some.
-    Medium,
-    /// Much.
-    High,
-    /// More.
-    Xhigh,
-    /// The most.
-    Max,
-}
-
-/// Anthropic's `thinking`, accepted as an extension.
-#[derive(Debug, Deserialize)]
-pub struct Thinking {
-    /// What is asked for.
-    #[serde(rename = "type")]
-    pub kind: ThinkingKind,
-    /// Tokens, for `enabled`.
-    pub budget_tokens: Option<u64>,
-}
-
-/// Kinds of Anthropic's `thinking`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ThinkingKind {
-    /// As much as the model sees fit.
-    Adaptive,
-    /// With a budget.
-    Enabled,
-    /// Not at all.
-    Disabled,
-    /// Not before the first answer.
-    BetweenTools,
-}
-
-impl Thinking {
-    /// The effort that is nearest to what is asked for; `None` leaves it to the model.
-    pub fn effort(&self) -> Option<Effort> {
-        match (self.kind, self.budget_tokens) {
-            (ThinkingKind::Adaptive, _) => None,
-            (ThinkingKind::Disabled | ThinkingKind::BetweenTools, _) => Some(Effort::None),
-            (ThinkingKind::Enabled, Some(0..=2_048)) => Some(Effort::Low),
-            (ThinkingKind::Enabled, None | Some(2_049..=8_192)) => Some(Effort::Medium),
-            (ThinkingKind::Enabled, Some(8_193..=16_384)) => Some(Effort::High),
-            (ThinkingKind::Enabled, Some(_)) => Some(Effort::Xhigh),
-        }
-    }
-}
 
 impl<'a> Request<'a> {
     /// Reads a body that the scan has accepted.
@@ -667,24 +430,6 @@ impl<'a> Request<'a> {
             None => Err(caller("tool_choice", "`tool_choice` names no function".into())),
         }
     }
-}
-
-impl<'a> ToolChoice<'a> {
-    /// Whether nothing but the model's own choice is meant.
-    pub fn is_auto(&self) -> bool {
-        matches!(self, ToolChoice::Word(word) if &**word == "auto")
-    }
-}
-
-/// Calls of one turn at most.
-const MAX_CALLS: usize = 512;
-
-/// Refuses a turn with more calls than any model makes: they are matched with their results one by one.
-///
-/// # Errors
-/// A failure of class `Caller` that names the field.
-pub fn check_calls(open: usize, field: &str) -> Result<(), Failure> {
-    if open < MAX_CALLS { Ok(()) } else { Err(caller(field, format!("`{field}` is beyond the {MAX_CALLS} calls of one turn"))) }
 }
 
 /// A `data:` address taken apart: media type and base64.

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::Span;
 
-use super::reply::{self, RequestLog};
+use super::reply;
+use super::request_log::RequestLog;
 use super::routes::{self, Matched};
 use super::{Gateway, auth, body, passthrough, span};
 use crate::actors::Dispatch;

@@ -10,6 +10,7 @@ mod metrics;
 mod models;
 mod passthrough;
 mod reply;
+mod request_log;
 mod routes;
 mod span;
 

@@ -1,7 +1,7 @@
 //! Books: what all workers have counted, added up.
 
 use crate::actors::ShardState;
-use crate::actors::slots::RouteStats;
+use crate::actors::tally::RouteStats;
 use crate::balance::MemberStats;
 use crate::settings::Settings;
 
@@ -21,7 +21,7 @@ pub(crate) struct Books {
 /// What was counted of all requests.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct GatewayCount {
-    /// How they have ended, in the order of [`crate::actors::slots::OUTCOMES`].
+    /// How they have ended, in the order of [`crate::actors::tally::OUTCOMES`].
     pub(crate) outcomes: [u64; 5],
     /// Of the failed ones, those that the client is to mend.
     pub(crate) client_errors: u64,

@@ -10,7 +10,7 @@ use std::fmt::{Display, Write as _};
 use super::books::Books;
 use super::state::{Backend, Pool, State};
 use crate::actors::ShardState;
-use crate::actors::slots::{OUTCOMES, RouteStats};
+use crate::actors::tally::{OUTCOMES, RouteStats};
 use crate::balance::{Histogram, MemberStats};
 use crate::chat::FailureClass;
 use crate::settings::{self, Settings};

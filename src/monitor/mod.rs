@@ -7,6 +7,7 @@ mod metrics;
 mod report;
 pub mod state;
 mod stories;
+mod verdict;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

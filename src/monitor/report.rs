@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::books::Books;
 use super::history::Past;
 use super::state::{
-    Backend, Circuit, Condition, Configuration, Conversations, HeadroomState, Hedges, InFlight, Level, Member, Model, Outcomes,
-    PermitState, Pool, Quantiles, Recent, Route, Share, State, Totals, Verdict, WorkerPool, WorkerProvider,
+    Backend, Circuit, Condition, Configuration, Conversations, HeadroomState, Hedges, InFlight, Member, Model, Outcomes,
+    PermitState, Pool, Quantiles, Recent, Route, Share, State, Totals, WorkerPool, WorkerProvider,
 };
+use super::verdict::Finding;
 use crate::actors::slots::{Shared, SharedBackend};
 use crate::actors::{PoolState, ProviderState, ShardState};
 use crate::balance::{self, CircuitState, Histogram, MemberStats, ModelSlot, Moment};
@@ -20,12 +21,7 @@ use crate::settings::{self, Child, Group, Node, Settings, Strategy};
 /// What counts as recent.
 pub(super) const RECENT: Duration = Duration::from_secs(300);
 /// What shares of the traffic are told of.
-const LATELY: Duration = Duration::from_secs(60);
-/// Clients see errors when more of their requests fail than this.
-const FAILING: f64 = 0.01;
-/// A backend of which more of its recent attempts fail than this ails.
-const AILING: f64 = 0.2;
-
+pub(super) const LATELY: Duration = Duration::from_secs(60);
 /// What a report is made of.
 pub(super) struct Sources<'a> {
     pub(super) shared: &'a Shared,
@@ -38,19 +34,7 @@ pub(super) struct Sources<'a> {
     pub(super) started_at: f64,
 }
 
-/// A backend's condition, why, and until when.
-pub(super) struct Finding {
-    pub(super) condition: Condition,
-    reason: String,
-    until: Option<f64>,
-}
-
 impl Sources<'_> {
-    /// How every backend is.
-    pub(super) fn findings(&self) -> Vec<Finding> {
-        (0..self.shared.settings.backends.len()).map(|index| self.finding(index)).collect()
-    }
-
     /// The whole state; `since` says how long each backend has been in its condition, as found.
     pub(super) fn state(&self, findings: Vec<Finding>, since: &[Moment], late_workers: Vec<usize>) -> State {
         let shared = self.shared;
@@ -115,99 +99,8 @@ impl Sources<'_> {
         flights
     }
 
-    fn providers(&self, index: usize) -> impl Iterator<Item = (usize, &ProviderState)> {
+    pub(super) fn providers(&self, index: usize) -> impl Iterator<Item = (usize, &ProviderState)> {
         self.shards.iter().map(move |shard| (shard.worker, &shard.providers[index]))
-    }
-
-    fn finding(&self, index: usize) -> Finding {
-        let shared = &self.shared.backends[index];
-        let now = self.now;
-        let all = |word: &str| !self.shards.is_empty() && self.providers(index).all(|(_, provider)| provider.state == word);
-        let found = |condition, reason: String, until| Finding { condition, reason, until };
-        let next_start = || {
-            let starts = self.providers(index).filter_map(|(_, provider)| provider.next_start_seconds);
-            starts.min_by(f64::total_cmp)
-        };
-        let last_reason = || self.last_reason(index).unwrap_or_else(|| "it has not started yet".to_owned());
-        if shared.drained.load(Ordering::Relaxed) {
-            return found(Condition::Drained, "taken out by an operator".to_owned(), None);
-        }
-        if all("failed") {
-            return found(Condition::Failed, last_reason(), next_start());
-        }
-        if all("backing-off") {
-            return found(Condition::Starting, last_reason(), next_start());
-        }
-        let circuit = &shared.health.circuit;
-        match circuit.state(now) {
-            CircuitState::Open { until, class } => {
-                let until = Some(until.since(now).as_secs_f64());
-                // What has crashed too often tells more than its circuit.
-                let words = match self.last_reason(index) {
-                    Some(reason) if class == FailureClass::Crashed => reason,
-                    _ => format!("circuit open: {}, {} in a row", class.word(), circuit.streak()),
-                };
-                return found(Condition::Open, words, until);
-            }
-            CircuitState::HalfOpen { class, .. } => {
-                let words = format!("was {}: the next request decides whether it answers again", class.word());
-                return found(Condition::HalfOpen, words, None);
-            }
-            CircuitState::Closed => {}
-        }
-        self.closed(index, shared)
-    }
-
-    /// How a backend is whose own circuit is closed.
-    fn closed(&self, index: usize, shared: &SharedBackend) -> Finding {
-        let now = self.now;
-        let found = |condition, reason: String, until| Finding { condition, reason, until };
-        let asked: Vec<&ModelSlot> = shared.health.slots().iter().filter(|slot| is_known(slot, now)).collect();
-        let open: Vec<&ModelSlot> =
-            asked.iter().copied().filter(|slot| slot.circuit.state(now) != CircuitState::Closed).collect();
-        if let Some(first) = open.iter().min_by_key(|slot| next_ask(slot, now)) {
-            let told = circuit(&first.circuit, now);
-            let more = if open.len() > 1 { format!(" and {} more", open.len() - 1) } else { String::new() };
-            let name = if is_rest(shared, first) { "its models" } else { &first.model };
-            let words = format!("circuit of {name}{more} {}: {}", told.state, told.class.unwrap_or("unknown"));
-            // What takes none of the requests it gets is down.
-            let condition = match told.until_seconds {
-                _ if open.len() < asked.len() => Condition::Ailing,
-                Some(_) => Condition::Open,
-                None => Condition::HalfOpen,
-            };
-            return found(condition, words, told.until_seconds);
-        }
-        let stats = self.recent(index).0;
-        let tried = stats.attempts + stats.retried;
-        if tried >= 4 && stats.ill_tries() as f64 > tried as f64 * AILING {
-            let words = format!("{} of {tried} tries failed: {}", stats.ill_tries(), most_frequent(&stats));
-            return found(Condition::Ailing, words, None);
-        }
-        let recently = |at: Option<Moment>| at.is_some_and(|at| now.since(at) < RECENT);
-        let (served, failed) = shared.health.last();
-        if recently(served) {
-            found(Condition::Well, "answers".to_owned(), None)
-        } else if recently(failed) {
-            found(Condition::Ailing, "its last request failed, and none was served".to_owned(), None)
-        } else if served.or(failed).is_none() {
-            found(Condition::Unknown, "nothing was asked of it yet".to_owned(), None)
-        } else {
-            found(Condition::Unknown, "nothing was asked of it for five minutes".to_owned(), None)
-        }
-    }
-
-    fn last_reason(&self, index: usize) -> Option<String> {
-        self.providers(index).find_map(|(_, provider)| provider.last_reason.clone())
-    }
-
-    /// What was counted of a backend lately, and over how long.
-    fn recent(&self, index: usize) -> (MemberStats, Duration) {
-        let stats = &self.books.backends[index];
-        match self.past.before(RECENT, self.now) {
-            Some((books, span)) => (stats.since(&books.backends[index]), span),
-            None => (stats.clone(), Duration::ZERO),
-        }
     }
 
     fn backend(&self, index: usize, finding: Finding, since: f64, shares: Vec<Share>) -> Backend {
@@ -322,39 +215,6 @@ impl Sources<'_> {
         }
     }
 
-    fn verdict(&self, findings: &[Finding]) -> Verdict {
-        let gateway = &self.books.gateway;
-        let (before, span) = self.past.before(RECENT, self.now).map_or((None, Duration::ZERO), |(b, s)| (Some(b.gateway), s));
-        let since = before.unwrap_or_default();
-        let requests = gateway.answered().saturating_sub(since.answered());
-        let failed = gateway.failed().saturating_sub(since.failed());
-        let absorbed = gateway.absorbed.saturating_sub(since.absorbed);
-        let lately = self.past.before(LATELY, self.now);
-        let requests_per_second = lately.map_or(0.0, |(books, span)| {
-            let all = |outcomes: &[u64; 5]| outcomes.iter().sum::<u64>();
-            let ended = all(&gateway.outcomes).saturating_sub(all(&books.gateway.outcomes));
-            ended as f64 / span.as_secs_f64().max(1.0)
-        });
-        let error_rate = (requests > 0).then(|| failed as f64 / requests as f64);
-        let down = findings.iter().filter(|finding| finding.condition.is_down()).count();
-        let draining = self.shared.draining.load(Ordering::Relaxed);
-        let level = level(findings, requests, error_rate, draining);
-        let counts = Counts { requests, failed, absorbed, down, backends: findings.len() };
-        let open = self.shared.open_requests.load(Ordering::Relaxed);
-        Verdict {
-            level,
-            words: words(level, &counts, span, open),
-            backends_down: down,
-            backends: findings.len(),
-            window_seconds: span.as_secs_f64(),
-            requests,
-            failed,
-            error_rate,
-            absorbed,
-            requests_per_second,
-        }
-    }
-
     fn pool(&self, plan: &settings::Pool) -> Pool {
         let settings: &Settings = &self.shared.settings;
         let states: Vec<&PoolState> = self.shards.iter().map(|shard| &shard.pools[plan.index]).collect();
@@ -426,73 +286,7 @@ impl Sources<'_> {
     }
 }
 
-/// What the verdict's words are made of.
-struct Counts {
-    requests: u64,
-    failed: u64,
-    absorbed: u64,
-    down: usize,
-    backends: usize,
-}
-
-fn level(findings: &[Finding], requests: u64, error_rate: Option<f64>, draining: bool) -> Level {
-    let is = |condition: Condition| findings.iter().any(|finding| finding.condition == condition);
-    if findings.iter().all(|finding| finding.condition.is_down()) {
-        return Level::Down;
-    }
-    if error_rate.is_some_and(|rate| rate > FAILING) {
-        return Level::Failing;
-    }
-    if draining {
-        return Level::Draining;
-    }
-    let is_ill =
-        |finding: &Finding| finding.condition.is_down() || matches!(finding.condition, Condition::Ailing | Condition::HalfOpen);
-    let ails = findings.iter().any(is_ill);
-    // Where nobody was asked, nobody knows.
-    let is_known = requests > 0 || is(Condition::Well);
-    match (is_known, ails) {
-        (false, _) => Level::Unknown,
-        (true, true) => Level::Degraded,
-        (true, false) => Level::Serving,
-    }
-}
-
-fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
-    let Counts { requests, failed, absorbed, down, backends } = counts;
-    let begin = match level {
-        Level::Serving => "Clients are being served.".to_owned(),
-        Level::Unknown => "Nothing was asked for lately: whether the backends answer is not known.".to_owned(),
-        Level::Degraded if *down == 0 => "Clients are being served, but a backend ails.".to_owned(),
-        Level::Degraded => "Clients are being served by the backends that are left.".to_owned(),
-        Level::Draining => format!("The gateway is about to end: {open} requests are still open."),
-        Level::Failing => "Clients see errors.".to_owned(),
-        Level::Down => "Every backend is down.".to_owned(),
-    };
-    let down = match down {
-        0 => String::new(),
-        _ => format!(" {down} of {backends} backends {} down.", if *down == 1 { "is" } else { "are" }),
-    };
-    let minutes = if span >= RECENT { "in 5 minutes".to_owned() } else { format!("in {} s", span.as_secs()) };
-    let errors = match (requests, failed) {
-        (0, _) => String::new(),
-        (_, 0) => format!(" {requests} requests {minutes}, none failed."),
-        (_, failed) => format!(" {failed} of {requests} requests failed {minutes}."),
-    };
-    let absorbed = match absorbed {
-        0 => String::new(),
-        _ => format!(" Retries and failover saved {absorbed}."),
-    };
-    format!("{begin}{down}{errors}{absorbed}")
-}
-
-fn most_frequent(stats: &MemberStats) -> &'static str {
-    let ill = FailureClass::ALL.iter().zip(stats.failures).filter(|(class, _)| class.is_backends());
-    let most = ill.max_by_key(|(_, count)| *count);
-    most.map_or("unknown", |(class, _)| class.word())
-}
-
-fn circuit(circuit: &balance::Circuit, now: Moment) -> Circuit {
+pub(super) fn circuit(circuit: &balance::Circuit, now: Moment) -> Circuit {
     let state = circuit.state(now);
     let (class, until) = match state {
         CircuitState::Closed => (None, None),
@@ -509,17 +303,17 @@ fn circuit(circuit: &balance::Circuit, now: Moment) -> Circuit {
 }
 
 /// Whether a model has been asked for, or its circuit is not closed.
-fn is_known(slot: &ModelSlot, now: Moment) -> bool {
+pub(super) fn is_known(slot: &ModelSlot, now: Moment) -> bool {
     slot.pulse.averages() != (None, None) || slot.circuit.state(now) != CircuitState::Closed
 }
 
 /// Whether a slot stands for all models that are not listed.
-fn is_rest(shared: &SharedBackend, slot: &ModelSlot) -> bool {
+pub(super) fn is_rest(shared: &SharedBackend, slot: &ModelSlot) -> bool {
     shared.health.slots().last().is_some_and(|last| std::ptr::eq(last, slot))
 }
 
 /// When a model is asked again.
-fn next_ask(slot: &ModelSlot, now: Moment) -> Moment {
+pub(super) fn next_ask(slot: &ModelSlot, now: Moment) -> Moment {
     match slot.circuit.state(now) {
         CircuitState::Open { until, .. } => until,
         CircuitState::Closed | CircuitState::HalfOpen { .. } => now,

@@ -10,6 +10,7 @@ mod google;
 mod load;
 mod network;
 mod plan;
+mod pools;
 pub mod schema;
 mod units;
 mod walk;

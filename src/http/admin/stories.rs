@@ -6,7 +6,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{Problem, Refused, enter, not_found, refuse, report};
-use crate::actors::slots::OUTCOMES;
+use crate::actors::tally::OUTCOMES;
 use crate::actors::{AskStories, FindStories, ShardStories};
 use crate::http::Gateway;
 use crate::monitor::{Requests, Told, newest};

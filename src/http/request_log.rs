@@ -1,0 +1,301 @@
+//! What is known of a request from its beginning to its end: the one line that is logged for it, its span's fields, its story
+//! and its place in the statistics.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+use tracing::Span;
+
+use super::Gateway;
+use crate::actors::slots::OpenRequest;
+use crate::actors::tally::Counting;
+use crate::attempt::{Answer, Call, End};
+use crate::chat::{FailureClass, Usage};
+use crate::error::GatewayError;
+use crate::settings::{Backend, Route};
+use crate::story::{Story, is_absorbed};
+use crate::telemetry::{Ended, Meters, otlp};
+
+/// What is known about a request when it ends; writes the span's fields and the access-log line when dropped.
+pub(super) struct RequestLog {
+    pub(super) gateway: Rc<Gateway>,
+    span: Span,
+    started: Instant,
+    /// Name of the caller's key.
+    pub(super) caller: Option<Arc<str>>,
+    /// Name of the route.
+    pub(super) route: Option<Arc<str>>,
+    /// Name of the pool.
+    pub(super) pool: Option<Arc<str>>,
+    /// What was asked for.
+    pub(super) operation: Option<&'static str>,
+    pub(super) status: u16,
+    pub(super) outcome: &'static str,
+    class: Option<&'static str>,
+    /// Whether it failed by what the client is to mend.
+    is_clients: bool,
+    backend: Option<Arc<str>>,
+    served_by: Option<Arc<Backend>>,
+    model: Option<Box<str>>,
+    attempts: u32,
+    first_content: Option<Duration>,
+    usage: Option<Usage>,
+    pub(super) dropped: SmallVec<[Box<str>; 4]>,
+    call: Option<Arc<Call>>,
+    /// Its place in the statistics of its pool, once it has one.
+    counting: Option<Counting>,
+    /// Place of its route in the statistics, once it has one.
+    route_place: Option<usize>,
+    /// Place among the open requests.
+    open: Option<usize>,
+}
+
+impl RequestLog {
+    /// Starts; the request counts as open until this is dropped.
+    pub(super) fn new(gateway: &Rc<Gateway>, span: Span) -> Self {
+        gateway.shared.open_requests.fetch_add(1, Ordering::Relaxed);
+        Self {
+            gateway: Rc::clone(gateway),
+            span,
+            started: Instant::now(),
+            caller: None,
+            route: None,
+            pool: None,
+            operation: None,
+            status: 0,
+            outcome: "cancelled",
+            class: None,
+            is_clients: false,
+            backend: None,
+            served_by: None,
+            model: None,
+            attempts: 0,
+            first_content: None,
+            usage: None,
+            dropped: SmallVec::new(),
+            call: None,
+            counting: None,
+            route_place: None,
+            open: None,
+        }
+    }
+
+    /// The request is one that a route takes; `None` stands for the paths that are always there.
+    pub(super) fn routed(&mut self, route: Option<&Route>) {
+        self.route = route.map(|route| Arc::clone(&route.name));
+        let place = route.map_or(0, |route| route.index + 1);
+        self.route_place = Some(place);
+        if let Some(route) = self.gateway.slots.routes.borrow_mut().get_mut(place) {
+            route.requests += 1;
+        }
+    }
+
+    /// The request is read: from now on it has a story.
+    pub(super) fn opened(&mut self, call: &Arc<Call>, pool: usize) {
+        let slots = &self.gateway.slots;
+        self.counting = Some(Counting::begin(slots, pool));
+        if slots.tells_stories()
+            && let Some(pool) = &self.pool
+        {
+            let (route, caller) = (self.route.clone(), self.caller.clone());
+            let open = OpenRequest { call: Arc::clone(call), pool: Arc::clone(pool), route, caller };
+            self.open = Some(slots.open.borrow_mut().insert(open));
+        }
+        self.call = Some(Arc::clone(call));
+    }
+
+    /// The request's root span.
+    pub(crate) fn span(&self) -> Span {
+        self.span.clone()
+    }
+
+    pub(super) fn answered(&mut self, answer: &mut Answer) {
+        self.status = answer.status.as_u16();
+        self.backend = Some(Arc::clone(&answer.backend.name));
+        self.served_by = Some(Arc::clone(&answer.backend));
+        self.model = Some(std::mem::take(&mut answer.model));
+        self.attempts = answer.attempts;
+        self.first_content = Some(answer.first_content);
+        self.usage = answer.usage;
+    }
+
+    /// `meant` is the status of an error whose stream had begun with another one.
+    pub(super) fn failed(&mut self, error: &GatewayError, status: u16, meant: u16) {
+        self.status = status;
+        self.is_clients = is_clients(meant);
+        self.outcome = "failed";
+        self.class = Some(error.class());
+        if let GatewayError::Upstream(failure) = error {
+            self.backend.clone_from(&failure.backend);
+            self.attempts = failure.attempts;
+        }
+    }
+
+    /// What the request cost in US dollars, where every price it needs is known.
+    fn cost(&self, usage: &Usage) -> Option<String> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.served_by.as_ref()?.cost(self.model.as_deref()?, usage, now)
+    }
+
+    pub(super) fn ended(&mut self, end: End, usage: Usage) {
+        self.outcome = end.word();
+        self.usage = Some(usage);
+        if let End::Failed(class) | End::Truncated(class) = end {
+            self.class = Some(class.word());
+        }
+    }
+}
+
+impl RequestLog {
+    /// The failed tries in short, as `backend:class`; `None` when there was none.
+    pub(super) fn tried(&self) -> Option<String> {
+        let failures = self.call.as_ref()?.trail.failures();
+        let backends = &self.gateway.shared.settings.backends;
+        let short = |(index, class): &(u16, FailureClass)| {
+            backends.get(usize::from(*index)).map(|backend| format!("{}:{}", backend.name, class.word()))
+        };
+        let all: Vec<String> = failures.iter().filter_map(short).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    /// Adds the request to the statistics of its route.
+    fn count(&self, duration: Duration) {
+        let mut routes = self.gateway.slots.routes.borrow_mut();
+        let Some(route) = routes.get_mut(self.route_place.unwrap_or(0)) else { return };
+        // What was refused before it had a route is counted here only.
+        route.requests += u64::from(self.route_place.is_none());
+        route.ended(self.outcome);
+        if self.outcome == "served" {
+            route.duration.add(duration);
+        }
+        if let Some(after) = self.first_content {
+            route.first_content.add(after);
+        }
+        if let Some(class) = self.class {
+            route.count_class(class, 1);
+            route.client_errors += u64::from(self.is_clients);
+        }
+    }
+
+    /// Records what only traces show; after the access-log line, which so looks the same with and without them.
+    fn trace(&self, usage: &Usage) {
+        let is_absorbed = self.call.as_ref().is_some_and(|call| is_absorbed(self.outcome, &call.trail));
+        tracing::record_all!(
+            self.span,
+            absorbed = is_absorbed,
+            usage_estimated = usage.estimated,
+            "gen_ai.request.stream" = self.call.as_ref().is_some_and(|call| call.is_stream()),
+            "gen_ai.usage.cache_read.input_tokens" = usage.cached_tokens,
+            "gen_ai.usage.reasoning.output_tokens" = usage.reasoning_tokens,
+        );
+        if self.model.is_none()
+            && let Some(model) = self.asked_model()
+        {
+            self.span.record("gen_ai.request.model", model);
+        }
+    }
+
+    fn measure(&self, meters: &Meters, operation: &'static str, duration: Duration) {
+        meters.record(&Ended {
+            operation,
+            stream: self.call.as_ref().is_some_and(|call| call.is_stream()),
+            backend: self.backend.as_deref(),
+            pool: self.pool.as_deref(),
+            model: self.model.as_deref().or_else(|| self.asked_model()),
+            outcome: self.outcome,
+            class: self.class,
+            duration,
+            first_content: self.first_content,
+            usage: self.usage,
+        });
+    }
+
+    /// The model that the client named, where it is no longer than a model's name.
+    fn asked_model(&self) -> Option<&str> {
+        self.call.as_ref()?.requested_model().filter(|model| model.len() <= 128)
+    }
+
+    /// What remains of the request.
+    fn story(&mut self, duration: Duration) -> Option<Story> {
+        let call = self.call.take()?;
+        Some(Story {
+            id: Arc::clone(&call.id),
+            at: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+            duration,
+            caller: self.caller.take(),
+            route: self.route.take(),
+            pool: self.pool.take(),
+            operation: self.operation,
+            stream: call.is_stream(),
+            status: self.status,
+            outcome: self.outcome,
+            class: self.class,
+            backend: self.backend.take(),
+            model: self.model.take(),
+            attempts: self.attempts,
+            first_content: self.first_content,
+            usage: self.usage,
+            dropped: std::mem::take(&mut self.dropped),
+            trail: Arc::clone(&call.trail),
+        })
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        self.gateway.shared.open_requests.fetch_sub(1, Ordering::Relaxed);
+        if let Some(counting) = self.counting.take() {
+            counting.end(self.outcome);
+        }
+        let duration = self.started.elapsed();
+        self.count(duration);
+        let usage = self.usage.unwrap_or_default();
+        let is_logged = self.gateway.shared.settings.telemetry.access_log;
+        let cost = if is_logged { self.cost(&usage) } else { None };
+        let first_content = self.first_content.map(|after| after.as_secs_f64());
+        tracing::record_all!(
+            self.span,
+            caller = self.caller.as_deref(),
+            route = self.route.as_deref(),
+            pool = self.pool.as_deref(),
+            status = self.status,
+            outcome = self.outcome,
+            class = self.class,
+            backend = self.backend.as_deref(),
+            "gen_ai.operation.name" = self.operation,
+            "gen_ai.request.model" = self.model.as_deref(),
+            "gen_ai.usage.input_tokens" = usage.prompt_tokens,
+            "gen_ai.usage.output_tokens" = usage.completion_tokens,
+            cost_usd = cost.as_deref(),
+            attempts = self.attempts,
+            first_content_seconds = first_content,
+        );
+        if is_logged {
+            let seconds = duration.as_secs_f64();
+            let tried = self.tried();
+            self.span.in_scope(|| tracing::info!(target: "access", seconds, usage_estimated = usage.estimated, tried, "request"));
+        }
+        if otlp::traces() {
+            self.trace(&usage);
+        }
+        if let (Some(meters), Some(operation)) = (otlp::meters(), self.operation) {
+            self.measure(meters, operation, duration);
+        }
+        if let Some(open) = self.open {
+            let gateway = Rc::clone(&self.gateway);
+            gateway.slots.open.borrow_mut().try_remove(open);
+            if let Some(story) = self.story(duration) {
+                gateway.slots.stories.borrow_mut().add(story);
+            }
+        }
+    }
+}
+
+/// Whether a status says that the client is to mend its request. Too many requests may be the fault of others.
+fn is_clients(status: u16) -> bool {
+    (400..500).contains(&status) && status != 429
+}
