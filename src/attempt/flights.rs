@@ -4,8 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use serde::Serialize;
 use slab::Slab;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use super::call::Call;
 use super::flight::{Cut, Due, End, Flight, FlightGuard, Settled};
@@ -158,13 +160,15 @@ impl Flights {
 }
 
 /// A flight as an operator sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FlightView {
     /// The request's id.
     pub id: String,
     /// Index of its pool.
+    #[serde(skip)]
     pub pool: u16,
     /// The model that the client asked for.
+    #[schema(value_type = Option<String>)]
     pub model: Option<Box<str>>,
     /// Seconds since the request was taken.
     pub age_seconds: f64,

@@ -13,6 +13,7 @@ use super::state::{
 use super::verdict::Finding;
 use crate::actors::slots::{Shared, SharedBackend};
 use crate::actors::{PoolState, ProviderState, ShardState};
+use crate::attempt::FlightView;
 use crate::balance::{self, CircuitState, Histogram, MemberStats, ModelSlot, Moment};
 use crate::chat::FailureClass;
 use crate::dialect::Dialect;
@@ -72,18 +73,11 @@ impl Sources<'_> {
     /// Requests in flight, longest first, at most so many.
     pub(super) fn in_flight(&self, limit: usize) -> Vec<InFlight> {
         let settings = &self.shared.settings;
-        let of = |worker: usize, backend: Option<usize>, view: &crate::attempt::FlightView| InFlight {
+        let of = |worker: usize, backend: Option<usize>, view: &FlightView| InFlight {
             worker,
-            id: view.id.clone(),
             pool: settings.pools.get(usize::from(view.pool)).map(|pool| pool.name.to_string()),
             backend: backend.map(|index| settings.backends[index].name.to_string()),
-            model: view.model.as_deref().map(str::to_owned),
-            age_seconds: view.age_seconds,
-            attempt: view.attempt,
-            phase: view.phase,
-            stream: view.stream,
-            content_events: view.content_events,
-            content_events_per_second: view.content_events_per_second,
+            flight: view.clone(),
         };
         let mut flights = Vec::new();
         for shard in self.shards {
@@ -94,7 +88,7 @@ impl Sources<'_> {
                 flights.extend(pool.waiting.iter().map(|view| of(shard.worker, None, view)));
             }
         }
-        flights.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
+        flights.sort_by(|a, b| b.flight.age_seconds.total_cmp(&a.flight.age_seconds));
         flights.truncate(limit);
         flights
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::actors::ProviderState;
+use crate::attempt::FlightView;
 use crate::journal::Event;
 
 /// The gateway as it is now.
@@ -511,26 +512,13 @@ pub struct Route {
 pub struct InFlight {
     /// Worker thread.
     pub worker: usize,
-    /// Its id.
-    pub id: String,
     /// Its pool.
     pub pool: Option<String>,
     /// The backend that has it; `null` while it waits for one to start.
     pub backend: Option<String>,
-    /// The model that the client asked for.
-    pub model: Option<String>,
-    /// Seconds since it was taken.
-    pub age_seconds: f64,
-    /// Number of the present try, from 1; 0 while there is none.
-    pub attempt: usize,
-    /// `parked`, `queued`, `waiting` before first content, `streaming` after it.
-    pub phase: &'static str,
-    /// Whether a stream was asked for.
-    pub stream: bool,
-    /// Events with content so far: about as many tokens.
-    pub content_events: u64,
-    /// The same per second since the first.
-    pub content_events_per_second: Option<f64>,
+    /// How far it is.
+    #[serde(flatten)]
+    pub flight: FlightView,
 }
 
 /// The last hour in steps, oldest first; `null` where nothing was measured.
