@@ -250,6 +250,7 @@ impl Core {
         }
         if let Some(member) = parts.ledger.saturated.get(parts.ledger.queue_turn).copied() {
             parts.ledger.may_queue = true;
+            parts.slot = self.view(parts).model_slot(usize::from(member));
             return self.send(job, usize::from(member));
         }
         let shut = match self.last_resort(parts) {

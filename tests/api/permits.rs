@@ -215,6 +215,32 @@ async fn a_full_member_is_skipped_and_a_full_pool_waits() {
     }
 }
 
+#[tokio::test]
+async fn what_waits_at_a_full_member_counts_for_the_model_that_it_is_asked_for_there() {
+    let (small, gate) = gated().await;
+    let (big, big_gate) = gated().await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n  - {{ name: both, type: pool, strategy: weighted, backends: [{{ name: small, weight: 1000000 }}, {{ name: big, weight: 0.001 }}] }}\n{}{}",
+        backend("small", &small.endpoint(), "maxConcurrent: 1, models: { m: native, other-one: another }"),
+        backend("big", &big.endpoint(), "maxConcurrent: 1, models: { m: big-native }")
+    ));
+    let mut held = Vec::new();
+    for name in ["small", "big"] {
+        held.push(open_chat(&gateway, "both/m", "held").await);
+        eventually("it is full", || async { count(&gateway, name, "in_flight").await == 1 }).await;
+    }
+    held.push(open_chat(&gateway, "both/m", "waits").await);
+    eventually("the next one waits", || async { count(&gateway, "small", "queued").await == 1 }).await;
+    gate.send_replace(true);
+    big_gate.send_replace(true);
+    for client in &mut held {
+        assert_eq!(read_head(client).await.status, 200);
+    }
+    let known = gateway.backend("small").await["models"].clone();
+    let names: Vec<_> = known.as_array().unwrap().iter().map(|model| model["model"].as_str().unwrap()).collect();
+    assert_eq!(names, ["native"]);
+}
+
 /// A provider that does what the question says, and reports when the gateway hangs up on it.
 async fn obedient(hung_up: watch::Sender<usize>) -> Provider {
     Provider::start(move |request, mut wire: Wire| {
