@@ -410,9 +410,13 @@ class Table:
         s = self.series
         ways = ("direct", "nginx", "gateway", "gateway-log")
 
-        def growth(measure, small, large):
-            a, b = s(measure, *small), s(measure, *large)
-            return a and b and [(y / x - 1) * 100 for x, y in zip(a, b)]
+        def growths(measure, label, change, budget=None):
+            """How a request's cost grows from the small case to the large one, for nginx and for the gateway."""
+            cases = [(s(measure, *small), s(measure, *large)) for small, large in map(change, ways[1:3])]
+            micros = [a and b and [y - x for x, y in zip(a, b)] for a, b in cases]
+            percent = [a and b and [(y / x - 1) * 100 for x, y in zip(a, b)] for a, b in cases]
+            self.row(f"growth from {label}, µs", None, *micros, None, "-")
+            self.row(f"growth from {label}, % (judged: the gateway's)", None, *percent, None, "-", budget, "gateway")
 
         def own_code(lane, n):
             """The part of a request in the process's own code, by the ticks that the kernel has sampled."""
@@ -455,12 +459,10 @@ class Table:
         for n in ("64", "1000"):
             label = f"of that in its own code, not the kernel's, {int(n):,} in flight, µs"
             self.row(label, None, own_code("nginx", n), own_code("gateway", n), None, "x")
-        # nginx, which has hardly any code of its own, says how much of a growth is the kernel's.
-        grown = [growth("inflight", (w, "64"), (w, "1000")) for w in ways[1:3]]
-        self.row("growth from 64 to 1,000 in flight, % (judged: the gateway's)", None, *grown, None, "-", 15, "gateway")
+        # nginx, which has hardly any code of its own, says how much of a growth is the machine's.
+        growths("inflight", "64 to 1,000 in flight", lambda way: ((way, "64"), (way, "1000")), 15)
         self.row(f"CPU per request, {MANY} backends, 64 connections, µs", None, s("request", "nginx-many", "cpu"), s("request", "gateway-many", "cpu"), None, "x")
-        grown = [growth("request", (w, "cpu"), (f"{w}-many", "cpu")) for w in ways[1:3]]
-        self.row(f"growth from 1 to {MANY} backends, % (judged: the gateway's)", None, *grown, None, "-", 5, "gateway")
+        growths("request", f"1 to {MANY} backends", lambda way: ((way, "cpu"), (f"{way}-many", "cpu")), 5)
         for key, label, limit in (
             ("idle", "memory idle, MiB", 20),
             ("streams", "memory at 1,000 streams of one event a second, peak MiB", 90),

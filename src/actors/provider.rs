@@ -396,8 +396,11 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, mut job: Job, flight: Fli
     let watched = flight.watch();
     let mut flight = Some(flight);
     let landing = {
-        let JobParts { call, ledger, reply, only, .. } = &mut *job.0;
-        let work = work(&station, call, ledger, &mut flight, *only);
+        let JobParts { call, ledger, reply, only, slot, .. } = &mut *job.0;
+        // The pool has found the model: where it is a listed one, its slot says which.
+        let model = slots.shared.backends[station.backend.index].health.model(*slot);
+        let asked = || station.backend.native_model(call.requested_model(), *only || call.passthrough.is_some());
+        let work = work(&station, call, model.or_else(asked).unwrap_or_default(), ledger, &mut flight);
         let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(done) = work.as_mut().poll(cx) {

@@ -39,16 +39,15 @@ pub enum Verdict {
     Failed(Failure),
 }
 
-/// Runs the tries of a job.
+/// Runs the tries of a job; `model` is the backend's own name of what is asked for.
 pub async fn work(
     station: &Rc<Station>,
     call: &Call,
+    model: &str,
     ledger: &mut Ledger,
     flight: &mut Option<FlightGuard>,
-    only: bool,
 ) -> Verdict {
     let backend = &station.backend;
-    let model = backend.native_model(call.requested_model(), only || call.passthrough.is_some()).unwrap_or_default();
     station.budget.borrow_mut().earn();
     // Fetched once for all tries.
     let mut images = None;

@@ -97,6 +97,12 @@ impl Health {
         u16::try_from(place).unwrap_or(u16::MAX)
     }
 
+    /// The id of a slot's model; `None` for the one of all others.
+    pub fn model(&self, slot: u16) -> Option<&str> {
+        let listed = &self.slots[..self.slots.len() - 1];
+        listed.get(usize::from(slot)).map(|slot| &*slot.model)
+    }
+
     /// What is known of a model.
     pub fn slot(&self, slot: u16) -> &ModelSlot {
         &self.slots[usize::from(slot).min(self.slots.len() - 1)]
@@ -331,6 +337,7 @@ mod tests {
         for (model, slot) in [("a", 0), ("b", 1), ("z", 2), ("other", 2), ("", 2)] {
             for guess in [0, 1, 2, 3, u16::MAX] {
                 assert_eq!(health.slot_of(model, guess), slot, "{model} {guess}");
+                assert_eq!(health.model(slot), (slot < 2).then_some(model));
             }
         }
     }
