@@ -98,6 +98,10 @@ async fn a_session_is_begun_by_a_token_kept_in_a_strict_cookie_and_ended() {
     let reading = log_in(&gateway, "the-read-token").await.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
     let refused = with(&gateway, "POST", "/admin/api/backends/up/reset", &[("cookie", &reading)]).await;
     assert_eq!((refused.status, code(&refused)), (403, "read_only".into()));
+    // Beside the cookies of others, and of an earlier session.
+    let (name, _) = reading.split_once('=').unwrap();
+    let among = format!("theme=dark; {name}=of-another-application; {reading}; lang=de");
+    assert_eq!(with(&gateway, "GET", "/admin/api/state", &[("cookie", &among)]).await.status, 200);
     // A session of the reader is not made an operator's by its name.
     let forged = reading.replace("reader", "operator");
     assert_eq!(with(&gateway, "GET", "/admin/api/state", &[("cookie", &forged)]).await.status, 401);

@@ -591,6 +591,49 @@ async fn secrets_are_printed_nowhere() {
     }
 }
 
+#[tokio::test]
+async fn each_act_of_an_operator_is_logged_with_who_and_what_came_of_it() {
+    let mut running = Running::start(
+        "server: { port: 0, workers: 1, drainGrace: 50ms }\nadmin: { token: the-admin-token }\n\
+         backends:\n  - { name: up, type: simulated }\n  - { name: p, type: pool, backends: [{ name: up, weight: 2 }] }\n",
+        &[],
+    );
+    let operator = ("authorization", "Bearer the-admin-token");
+    let json = ("content-type", "application/json");
+    let mut expected = Vec::new();
+    for (method, path, body, status, act) in [
+        ("POST", "backends/up/restart?wait=1", "", 200, "restart"),
+        ("POST", "backends/up/drain?wait=1", "", 200, "drain"),
+        // What is done already is done again, and told as well.
+        ("POST", "backends/up/drain?wait=1", "", 200, "drain"),
+        ("POST", "backends/up/resume", "", 200, "resume"),
+        ("POST", "backends/up/reset", "", 200, "reset"),
+        ("POST", "backends/up/weight?weight=3", "", 200, "weight"),
+        ("DELETE", "requests/nobodys", "", 404, "cancel"),
+        ("POST", "session", r#"{"token":"the-admin-token"}"#, 200, "login"),
+    ] {
+        let reply = running.send(method, &format!("/admin/api/{path}"), &[operator, json], body).await;
+        assert_eq!(reply.status, status, "{path}: {}", reply.text());
+        expected.push(act);
+    }
+    let guess = [("authorization", "Bearer a-guess")];
+    assert_eq!(running.send("POST", "/admin/api/backends/up/reset", &guess, "").await.status, 401);
+    running.signal("TERM");
+    running.ended().await;
+    let printed = running.printed.lock().unwrap().clone();
+    let lines: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let audit: Vec<&Value> = lines.iter().filter(|line| line["target"] == "audit").collect();
+    let acts: Vec<_> = audit.iter().filter_map(|line| line["act"].as_str()).filter(|act| !act.ends_with("-requested")).collect();
+    assert_eq!(acts, expected, "{printed}");
+    for line in audit.iter().filter(|line| line["backend"] == "up") {
+        assert!(line["by"].as_str().is_some_and(|by| by.contains("127.0.0.1")), "{line}");
+        assert!(line["time"].is_string(), "{line}");
+        assert!(line["result"].as_str().is_some_and(|result| result.starts_with('{')), "{line}");
+    }
+    assert_eq!(audit.last().unwrap()["message"], "a wrong admin token was refused");
+    assert!(!printed.contains("the-admin-token") && !printed.contains("a-guess"), "{printed}");
+}
+
 const SLOW: &str =
     "backends:\n  - { name: up, type: simulated, config: { firstToken: 10ms, tokensPerSecond: 10, tokens: 25 } }\n";
 
