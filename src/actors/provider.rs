@@ -196,7 +196,8 @@ impl Provider {
         }
     }
 
-    /// One timer for all live bodies; it rests while there are none.
+    /// One timer for all live bodies. It begins with the first request whose reply may be passed on, and rests once no request
+    /// is in flight.
     fn tick_later(&mut self, ctx: &mut Context<Self>) {
         if std::mem::replace(&mut self.is_ticking, true) {
             return;

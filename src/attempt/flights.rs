@@ -121,11 +121,11 @@ impl Flights {
         self.all.borrow().is_empty()
     }
 
-    /// Ends what has passed a limit of its own; the provider's timer calls this. What has no reply yet its task looks after.
+    /// Ends what has passed a limit of its own; the provider's timer calls this. A flight without a reply is
+    /// bounded by its own task.
     pub fn enforce(&self, now: Instant) {
         let live = self.live.borrow();
-        let due = live.iter().filter_map(|(_, flight)| Some((Rc::clone(flight), flight.due(now)?)));
-        let due: Vec<_> = due.collect();
+        let due: Vec<_> = live.iter().filter_map(|(_, flight)| flight.due(now).map(|due| (Rc::clone(flight), due))).collect();
         drop(live);
         for (flight, due) in due {
             match due {

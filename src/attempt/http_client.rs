@@ -32,8 +32,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Sends a request over the connections of one connector: its head, headers that go over the head's own, and its body.
 ///
-/// awc's `Client` does the same with two more futures on the heap, larger than what they carry.
-type Connections = Rc<dyn Fn(Rc<RequestHead>, Option<HeaderMap>, SendBody) -> Sending>;
+/// awc's `Client` does the same, but wraps request and reply in larger things of its own on the way.
+type Connections = Box<dyn Fn(Rc<RequestHead>, Option<HeaderMap>, SendBody) -> Sending>;
 type Sending = LocalBoxFuture<'static, Result<(ResponseHead, Payload), SendRequestError>>;
 
 /// The client of one provider generation.
@@ -104,7 +104,6 @@ impl HttpClient {
             OutgoingBody::Full(body) if body.len() >= LARGE && head.uri.scheme() == Some(&Scheme::HTTP) => {
                 (with_length(&head, extra(), body.len()), None, SendBody::large(body))
             }
-            OutgoingBody::Full(body) if body.is_empty() && request.method != Method::POST => (head, extra(), SendBody::None),
             OutgoingBody::Full(body) => (head, extra(), SendBody::Whole(body)),
             OutgoingBody::Stream { length, bytes } => (head, extra(), SendBody::Stream { length, bytes }),
         };
@@ -125,8 +124,6 @@ impl HttpClient {
         self.sent.set(sent);
         if sent > 1 && sent % most == 1 % most {
             *self.pooled.borrow_mut() = connections(&self.backend, &self.tls, &self.open, KEEP_ALIVE);
-            self.fixed.replace([const { None }; 4]);
-            self.by_model.borrow_mut().clear();
         }
     }
 
@@ -254,7 +251,7 @@ fn unsendable(message: &str) -> SendFailure {
 fn connections(backend: &Backend, tls: &Arc<ClientConfig>, open: &Arc<AtomicU64>, keep_alive: Duration) -> Connections {
     let dialer = Dialer::new(backend.network.proxy.clone()).counted_in(open);
     let connector = connector(dialer, backend, tls, keep_alive).finish();
-    Rc::new(move |head, extra, body| {
+    Box::new(move |head, extra, body| {
         let connecting = connector.call(Connect { uri: head.uri.clone(), addr: None });
         Box::pin(async move { connecting.await?.send_request(RequestHeadType::Rc(head, extra), body).await })
     })

@@ -5,7 +5,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use actix_web::HttpRequest;
-use actix_web::http::header;
+use actix_web::http::{Version, header};
 use actix_web::web;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -28,7 +28,7 @@ pub(super) async fn read(
     let mut reading = std::pin::pin!(collect(request, payload, shared));
     // Most bodies come with their head, yet are there only at the second look. An HTTP/1 connection looks whenever it has
     // read something; a waker left behind at the first look would only have it look once more, for nothing.
-    let mut looked = false;
+    let mut looked = request.version() >= Version::HTTP_2;
     let looking = poll_fn(|cx| match std::mem::replace(&mut looked, true) {
         false => reading.as_mut().poll(&mut Context::from_waker(Waker::noop())),
         true => reading.as_mut().poll(cx),

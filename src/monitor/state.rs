@@ -516,7 +516,7 @@ pub struct InFlight {
     pub pool: Option<String>,
     /// The backend that has it; `null` while it waits for one to start.
     pub backend: Option<String>,
-    /// How far it is.
+    /// The request itself.
     #[serde(flatten)]
     pub flight: FlightView,
 }
