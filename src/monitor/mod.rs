@@ -28,6 +28,7 @@ use report::Sources;
 use state::{Condition, InFlight};
 pub use state::{History, State};
 pub use stories::{Requests, Steps, Told, newest};
+use verdict::Finding;
 
 /// How often watchers are told.
 const TICK: Duration = Duration::from_secs(1);
@@ -152,11 +153,7 @@ impl Monitor {
         let sources =
             Sources { shared: &self.shared, shards: &shards, books: &books, past: &self.past, now, started_at: self.started_at };
         let findings = sources.findings();
-        for (known, finding) in self.conditions.iter_mut().zip(&findings) {
-            if known.0 != finding.condition {
-                *known = (finding.condition, now);
-            }
-        }
+        note_changes(&mut self.conditions, &findings, now);
         let since: Vec<Moment> = self.conditions.iter().map(|(_, since)| *since).collect();
         let state = sources.state(findings, &since, late);
         let in_flight = sources.in_flight(flights);
@@ -165,6 +162,16 @@ impl Monitor {
             self.past.add(books, now, unix_seconds());
         }
         Report { state, in_flight }
+    }
+
+    /// Notes conditions that have changed, by what all workers share and what each has said last: cheap enough for every tick.
+    fn note_conditions(&mut self) {
+        let now = self.shared.clock.now();
+        let shards: Vec<&ShardState> = self.shards.values().collect();
+        let books = Books::of(&self.shared.settings, &shards);
+        let sources =
+            Sources { shared: &self.shared, shards: &shards, books: &books, past: &self.past, now, started_at: self.started_at };
+        note_changes(&mut self.conditions, &sources.findings(), now);
     }
 
     /// A state as metrics.
@@ -187,8 +194,11 @@ impl Monitor {
     /// Looks, if anybody watches or a frame is due.
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let is_watched = self.ticks.0.receiver_count() > 0;
-        if self.is_asking || !(is_watched || self.past.is_due(self.shared.clock.now())) {
+        if self.is_asking {
             return;
+        }
+        if !(is_watched || self.past.is_due(self.shared.clock.now())) {
+            return self.note_conditions();
         }
         self.is_asking = true;
         if !is_watched {
@@ -213,6 +223,15 @@ impl Monitor {
                 Tick { state: event("state", &report.state), requests: event("requests", &requests) }
             })
         })
+    }
+}
+
+/// Keeps since when each backend has been in its condition.
+fn note_changes(conditions: &mut [(Condition, Moment)], findings: &[Finding], now: Moment) {
+    for (known, finding) in conditions.iter_mut().zip(findings) {
+        if known.0 != finding.condition {
+            *known = (finding.condition, now);
+        }
     }
 }
 

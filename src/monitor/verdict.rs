@@ -202,12 +202,12 @@ fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
     let minutes = if span >= RECENT { "in 5 minutes".to_owned() } else { format!("in {} s", span.as_secs()) };
     let errors = match (requests, failed) {
         (0, _) => String::new(),
-        (_, 0) => format!(" {requests} requests {minutes}, none failed."),
-        (_, failed) => format!(" {failed} of {requests} requests failed {minutes}."),
+        (_, 0) => format!(" {} requests {minutes}, none failed.", grouped(*requests)),
+        (_, failed) => format!(" {} of {} requests failed {minutes}.", grouped(*failed), grouped(*requests)),
     };
     let absorbed = match absorbed {
         0 => String::new(),
-        _ => format!(" Retries and failover saved {absorbed}."),
+        _ => format!(" Retries and failover saved {}.", grouped(*absorbed)),
     };
     format!("{begin}{down}{errors}{absorbed}")
 }
@@ -216,4 +216,39 @@ fn most_frequent(stats: &MemberStats) -> &'static str {
     let ill = FailureClass::ALL.iter().zip(stats.failures).filter(|(class, _)| class.is_backends());
     let most = ill.max_by_key(|(_, count)| *count);
     most.map_or("unknown", |(class, _)| class.word())
+}
+
+/// A count as people read it: `12,345`.
+fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut written = String::with_capacity(digits.len() * 4 / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            written.push(',');
+        }
+        written.push(digit);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_written_in_groups_of_three() {
+        for (count, written) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345, "12,345"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(count), written);
+        }
+    }
+
+    #[test]
+    fn the_verdict_says_what_its_counts_are() {
+        let counts = Counts { requests: 12_345, failed: 0, absorbed: 1_000, down: 1, backends: 4 };
+        assert_eq!(
+            words(Level::Degraded, &counts, RECENT, 0),
+            "Clients are being served by the backends that are left. 1 of 4 backends is down. 12,345 requests in 5 minutes, \
+             none failed. Retries and failover saved 1,000."
+        );
+    }
 }

@@ -117,6 +117,16 @@ async fn a_session_is_begun_by_a_token_kept_in_a_strict_cookie_and_ended() {
 }
 
 #[tokio::test]
+async fn since_when_a_backend_is_as_it_is_is_known_although_nobody_watched() {
+    let gateway = Gateway::start(OPEN);
+    assert_eq!(gateway.chat("up", "hi").await.status, 200);
+    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    let up = gateway.backend("up").await;
+    assert_eq!(up["condition"], "well");
+    assert!(up["since_seconds"].as_f64().unwrap() >= 2.0, "{}", up["since_seconds"]);
+}
+
+#[tokio::test]
 async fn guessing_is_slowed_and_sessions_go_on() {
     let gateway = Gateway::start(GUARDED);
     let session = log_in(&gateway, "the-admin-token").await.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
