@@ -60,7 +60,7 @@ impl Cut {
     /// What the client is told.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Drain => "a restart of its backend that reached its drain deadline",
+            Self::Drain => "the drain deadline of its backend",
             Self::Operator => "an operator",
             Self::Shutdown => "the gateway's shutdown",
             Self::Total => "the time limit for streams",
@@ -277,11 +277,16 @@ impl Flight {
         self.span.borrow().in_scope(work);
     }
 
+    /// Tells the request's story of a failed try.
+    pub fn tell_failure(&self, failure: &Failure) {
+        self.note_end(self.now(), TryEnd::Failed(failure.class, failure.message.as_str().into()), None);
+    }
+
     /// Reports a failed try to the backend's circuits and averages.
     /// A failure by a limit of the caller's own speaks against nobody.
     pub fn report(&self, failure: &Failure, sent: bool) {
         let now = self.now();
-        self.note_end(now, TryEnd::Failed(failure.class, failure.message.as_str().into()), None);
+        self.tell_failure(failure);
         let is_callers = matches!(failure.class, FailureClass::Timeout(_)) && Instant::now() >= self.call.deadline;
         if !is_callers {
             self.flights.vitals.failed(self.slot, failure, sent, self.started, now);

@@ -87,8 +87,11 @@ pub async fn work(
         }
         let wait = match retry {
             Retry::OnceAtOnce if at_once => {
-                // A stale connection of the pool is nobody's failure, so it is not counted as one.
+                // A stale connection of the pool is nobody's failure, so it is told and not counted.
                 resent = true;
+                if let Some(flight) = flight {
+                    flight.tell_failure(&failure);
+                }
                 continue;
             }
             Retry::BackOff => Some(failure.retry_after.unwrap_or_else(|| back_off(tries_here, fastrand::f64()))),

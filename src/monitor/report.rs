@@ -156,6 +156,7 @@ impl Sources<'_> {
         Recent {
             window_seconds: seconds,
             attempts: stats.attempts,
+            tries: stats.attempts + stats.retried,
             served: stats.served,
             failures: failures(&stats),
             first_content_seconds: quantiles(&stats.first_content),

@@ -306,7 +306,9 @@ pub struct Recent {
     pub window_seconds: f64,
     /// Attempts that have ended.
     pub attempts: u64,
-    /// Of these, the ones served.
+    /// Their tries: an attempt may have several.
+    pub tries: u64,
+    /// Of the attempts, the ones served.
     pub served: u64,
     /// Tries that failed, streams that broke.
     pub failures: BTreeMap<&'static str, u64>,

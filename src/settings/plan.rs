@@ -74,9 +74,7 @@ pub(super) fn plan(
             findings.notes.push(format!("{key} has fewer than {SHORT_TOKEN} characters: it can be guessed"));
         }
     }
-    if document.telemetry.logs.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
-        findings.problem("telemetry.logs.level", format!("`{}` is neither a level nor a filter", document.telemetry.logs.level));
-    }
+    check_level(&document.telemetry.logs.level, findings);
 
     if let Some(otlp) = &document.telemetry.otlp {
         check_otlp(otlp, findings);
@@ -118,6 +116,19 @@ fn note_old_models(backend: &Backend, catalogue: &Catalogue, findings: &mut Find
             Status::Retired => format!("was switched off on {ends}, so its provider will answer 404"),
         };
         findings.notes.push(format!("backend `{}`: model `{id}` {fate}", backend.name));
+    }
+}
+
+/// A word alone is a level: the filter would take any other one for a target of which everything is shown.
+fn check_level(level: &str, findings: &mut Findings) {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|known| known.eq_ignore_ascii_case(word));
+    let unknown = level.split(',').map(str::trim).find(|part| !part.contains('=') && !is_level(part));
+    if level.parse::<tracing_subscriber::filter::Targets>().is_err() || unknown.is_some() {
+        let word = unknown.unwrap_or(level);
+        let nearest = nearest(word, &LEVELS).map_or_else(String::new, |level| format!("; did you mean `{level}`?"));
+        let words = format!("`{word}` is neither a level ({}) nor a filter (`target=level`){nearest}", LEVELS.join(", "));
+        findings.problem("telemetry.logs.level", words);
     }
 }
 

@@ -71,6 +71,10 @@ pub fn init(settings: &Settings) -> Result<Telemetry, TelemetryError> {
     let filter = settings.logs.level.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     // They have switches of their own.
     let mut filter = filter.with_target("access", Level::INFO).with_target("audit", Level::INFO);
+    if settings.access_log {
+        // The access line is of the request's span: without it nothing but its time would be left.
+        filter = filter.with_target(otlp::SPANS[0], Level::INFO);
+    }
     let tracer = exporters.tracer();
     if tracer.is_some() {
         // So have the spans.

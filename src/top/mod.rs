@@ -3,13 +3,16 @@
 mod client;
 mod screen;
 
+use std::future::poll_fn;
 use std::io::{IsTerminal as _, Write as _};
+use std::task::Poll;
 use std::time::Duration;
 
 use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::Rect;
 use ratatui::widgets::Widget as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -19,8 +22,8 @@ use screen::{Screen, View};
 
 /// How often the state is fetched.
 const REFRESH: Duration = Duration::from_secs(1);
-/// Size of what is printed where there is no terminal.
-const PRINTED: (u16, u16) = (140, 48);
+/// Width of what is printed where there is no terminal.
+const PRINTED: u16 = 160;
 
 /// Shows the state of a gateway until the user has seen enough; `once` prints it as text instead.
 ///
@@ -34,7 +37,7 @@ pub async fn run(source: Source, once: bool) -> anyhow::Result<()> {
         anyhow::bail!("{}: {problem}", client.address());
     }
     if once || !std::io::stdout().is_terminal() {
-        return print(&view);
+        return print(&mut view);
     }
     let mut terminal = ratatui::try_init()?;
     let shown = show(&mut terminal, &client, &mut view).await;
@@ -42,20 +45,27 @@ pub async fn run(source: Source, once: bool) -> anyhow::Result<()> {
     shown
 }
 
-fn print(view: &View) -> anyhow::Result<()> {
-    let area = Rect::new(0, 0, PRINTED.0, PRINTED.1);
+fn print(view: &mut View) -> anyhow::Result<()> {
+    view.printed = true;
+    let area = Rect::new(0, 0, PRINTED, view.height(PRINTED));
     let mut buffer = Buffer::empty(area);
     Screen(view).render(area, &mut buffer);
     let mut out = std::io::stdout().lock();
     for row in 0..area.height {
         let line: String = (0..area.width).map(|column| buffer[(column, row)].symbol()).collect();
-        writeln!(out, "{}", line.trim_end())?;
+        match writeln!(out, "{}", line.trim_end()) {
+            // Whoever reads has seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
+            written => written?,
+        }
     }
     Ok(())
 }
 
 async fn show(terminal: &mut ratatui::DefaultTerminal, client: &Client, view: &mut View) -> anyhow::Result<()> {
     let mut keys = keys();
+    // Whoever ends it finds the terminal as it was.
+    let mut ends = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()].map(signal);
     let mut next = Instant::now() + REFRESH;
     loop {
         terminal.draw(|frame| frame.render_widget(Screen(view), frame.area()))?;
@@ -66,6 +76,7 @@ async fn show(terminal: &mut ratatui::DefaultTerminal, client: &Client, view: &m
                 Some(Key::Pause) => view.pause(),
                 Some(Key::Redraw) => {}
             },
+            () = any_of(&mut ends) => return Ok(()),
             () = tokio::time::sleep_until(next) => {
                 if !view.is_paused() {
                     view.take(client.fetch().await);
@@ -74,6 +85,14 @@ async fn show(terminal: &mut ratatui::DefaultTerminal, client: &Client, view: &m
             }
         }
     }
+}
+
+async fn any_of(signals: &mut [std::io::Result<Signal>]) {
+    poll_fn(|cx| {
+        let mut signals = signals.iter_mut().filter_map(|signal| signal.as_mut().ok());
+        if signals.any(|signal| signal.poll_recv(cx).is_ready()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// What the user wants.

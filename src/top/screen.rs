@@ -23,11 +23,13 @@ pub(super) struct View {
     problem: Option<String>,
     first_row: usize,
     paused: bool,
+    /// Whether it is printed once, where no keys are.
+    pub(super) printed: bool,
 }
 
 impl View {
     pub(super) fn new(address: &str) -> Self {
-        Self { address: address.to_owned(), fetched: None, problem: None, first_row: 0, paused: false }
+        Self { address: address.to_owned(), fetched: None, problem: None, first_row: 0, paused: false, printed: false }
     }
 
     pub(super) fn take(&mut self, fetched: Result<Fetched, String>) {
@@ -74,6 +76,17 @@ impl View {
         backends
     }
 
+    fn backend_rows(&self) -> u16 {
+        u16::try_from(self.backends().len()).unwrap_or(u16::MAX).saturating_add(2)
+    }
+
+    /// Rows that show everything at this width.
+    pub(super) fn height(&self, width: u16) -> u16 {
+        let lists = [&self.requests()["in_flight"], &self.state()["events"]].map(rows_of);
+        let below = self.backend_rows().max(5).saturating_add(lists[0] + 2 + lists[1] + 1);
+        head_height(width).saturating_add(below)
+    }
+
     /// Whether what is shown is not the present.
     fn is_stale(&self) -> bool {
         self.problem.is_some() || self.paused
@@ -86,15 +99,25 @@ pub(super) struct Screen<'v>(pub(super) &'v View);
 impl Widget for Screen<'_> {
     fn render(self, area: Rect, buffer: &mut Buffer) {
         let view = self.0;
-        let flights = rows_of(&view.requests()["in_flight"]);
-        let events = rows_of(&view.state()["events"]);
-        let rows = [Constraint::Length(4), Constraint::Min(5), Constraint::Length(flights + 2), Constraint::Length(events + 1)];
-        let [head, backends, in_flight, journal] = Layout::vertical(rows).areas(area);
+        // Backends come first; what is left is for the others.
+        let head = head_height(area.width);
+        let below = area.height.saturating_sub(head);
+        let backends = view.backend_rows().min(below.saturating_sub(6)).max(5);
+        let left = below.saturating_sub(backends);
+        let flights = rows_of(&view.requests()["in_flight"]) + 2;
+        let flights = flights.min(left.div_ceil(2));
+        let rows = [head, backends, flights].map(Constraint::Length);
+        let [head, backends, in_flight, journal] = Layout::vertical([rows[0], rows[1], rows[2], Constraint::Min(0)]).areas(area);
         head_of(view).render(head, buffer);
-        backends_of(view, backends.height).render(backends, buffer);
+        backends_of(view, backends).render(backends, buffer);
         in_flight_of(view).render(in_flight, buffer);
         journal_of(view).render(journal, buffer);
     }
+}
+
+/// Rows for the verdict and the facts, which a narrow terminal wraps.
+fn head_height(width: u16) -> u16 {
+    if width < 120 { 6 } else { 4 }
 }
 
 fn rows_of(list: &Value) -> u16 {
@@ -133,52 +156,98 @@ fn head_of(view: &View) -> Paragraph<'_> {
     let live = match (&view.problem, view.paused) {
         (Some(problem), _) => Line::from(format!("NOT LIVE: last state {age} s ago; {problem}")).red().bold(),
         (None, true) => Line::from("paused; p goes on").yellow(),
+        (None, false) if view.printed => Line::from(view.address.as_str()).dark_gray(),
         (None, false) => Line::from(format!("{}   q quits, p pauses, arrows scroll", view.address)).dark_gray(),
     };
-    Paragraph::new(vec![said, Line::from(facts), live]).wrap(Wrap { trim: true })
+    // The facts come last: they may be cut.
+    Paragraph::new(vec![said, live, Line::from(facts)]).wrap(Wrap { trim: true })
 }
 
-fn backends_of(view: &View, height: u16) -> Table<'_> {
-    let header = [
-        "backend",
-        "condition",
-        "why",
-        "since",
-        "until",
-        "share",
-        "flight",
-        "queue",
-        "p50",
-        "p99",
-        "tok/s",
-        "errors",
-        "restarts",
-    ];
+/// A column of the table of backends.
+struct Column {
+    title: &'static str,
+    /// Letters that it needs.
+    width: u16,
+    /// Share of the room that is left; 0 takes none.
+    fill: u16,
+    /// Which goes first where there is no room for all: the highest.
+    rank: u8,
+    cell: fn(&Value) -> String,
+}
+
+const COLUMNS: [Column; 13] = [
+    Column { title: "backend", width: 14, fill: 2, rank: 0, cell: |backend| text(&backend["name"]).to_owned() },
+    Column { title: "condition", width: 9, fill: 0, rank: 0, cell: |backend| text(&backend["condition"]).to_owned() },
+    Column { title: "why", width: 20, fill: 3, rank: 0, cell: |backend| text(&backend["reason"]).to_owned() },
+    Column { title: "since", width: 6, fill: 0, rank: 1, cell: |backend| span(backend["since_seconds"].as_f64()) },
+    Column { title: "until", width: 6, fill: 0, rank: 4, cell: |backend| span(backend["until_seconds"].as_f64()) },
+    Column { title: "share", width: 9, fill: 0, rank: 6, cell: share },
+    Column { title: "flight", width: 8, fill: 0, rank: 3, cell: flight },
+    Column { title: "queue", width: 5, fill: 0, rank: 8, cell: |backend| count(&backend["queued"]) },
+    Column { title: "p50", width: 7, fill: 0, rank: 5, cell: |backend| first_content(backend, "p50") },
+    Column { title: "p99", width: 7, fill: 0, rank: 9, cell: |backend| first_content(backend, "p99") },
+    Column { title: "tok/s", width: 7, fill: 0, rank: 7, cell: pace },
+    Column { title: "failed", width: 10, fill: 0, rank: 2, cell: failed },
+    Column { title: "restarts", width: 8, fill: 0, rank: 10, cell: |backend| count(&backend["restarts"]) },
+];
+
+/// The columns that have room.
+fn columns(width: u16) -> Vec<&'static Column> {
+    let mut columns: Vec<&Column> = COLUMNS.iter().collect();
+    let needed = |columns: &[&Column]| columns.iter().map(|column| column.width + 1).sum::<u16>();
+    while needed(&columns) > width + 1
+        && let Some(last) = columns.iter().map(|column| column.rank).max().filter(|rank| *rank > 0)
+    {
+        columns.retain(|column| column.rank != last);
+    }
+    columns
+}
+
+/// Present and expected share of its pool's traffic.
+fn share(backend: &Value) -> String {
+    let share = &backend["shares"][0];
+    let percent = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |share| format!("{:.0}", share * 100.0));
+    if share.is_null() { "-".to_owned() } else { format!("{}/{} %", percent(&share["now"]), percent(&share["expected"])) }
+}
+
+/// Requests in flight, of those that may be.
+fn flight(backend: &Value) -> String {
+    let limit = backend["permits"]["limit"].as_u64().map_or(String::new(), |limit| format!("/{limit}"));
+    format!("{}{limit}", count(&backend["permits"]["used"]))
+}
+
+fn first_content(backend: &Value, quantile: &str) -> String {
+    span(backend["recent"]["first_content_seconds"][quantile].as_f64())
+}
+
+fn pace(backend: &Value) -> String {
+    format!("{:.1}", backend["recent"]["tokens_per_second"].as_f64().unwrap_or(0.0))
+}
+
+/// Tries that failed lately, of how many.
+fn failed(backend: &Value) -> String {
+    let recent = &backend["recent"];
+    let failed: u64 = recent["failures"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
+    format!("{failed}/{}", count(&recent["tries"]))
+}
+
+fn backends_of(view: &View, area: Rect) -> Table<'_> {
+    let columns = columns(area.width);
     let backends = view.backends();
-    let shown =
-        backends.iter().skip(view.first_row).take(usize::from(height)).map(|backend| backend_row(backend, view.is_stale()));
-    let widths = [
-        Constraint::Fill(2),
-        Constraint::Length(9),
-        Constraint::Fill(3),
-        Constraint::Length(6),
-        Constraint::Length(6),
-        Constraint::Length(9),
-        Constraint::Length(8),
-        Constraint::Length(5),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Length(10),
-        Constraint::Length(8),
-    ];
+    let shown = backends.iter().skip(view.first_row).take(usize::from(area.height));
+    let shown: Vec<Row> = shown.map(|backend| backend_row(backend, &columns, view.is_stale())).collect();
+    let width = |column: &&Column| match column.fill {
+        0 => Constraint::Length(column.width),
+        fill => Constraint::Fill(fill),
+    };
     let title = format!(" {} backends, {} down ", backends.len(), count(&view.state()["verdict"]["backends_down"]));
-    Table::new(shown, widths).header(Row::new(header).dark_gray()).block(Block::new().borders(Borders::TOP).title(title))
+    Table::new(shown, columns.iter().map(width))
+        .header(columns.iter().map(|column| column.title).collect::<Row>().dark_gray())
+        .block(Block::new().borders(Borders::TOP).title(title))
 }
 
-fn backend_row(backend: &Value, is_stale: bool) -> Row<'_> {
-    let condition = text(&backend["condition"]);
-    let color = match condition {
+fn backend_row<'v>(backend: &Value, columns: &[&Column], is_stale: bool) -> Row<'v> {
+    let color = match text(&backend["condition"]) {
         _ if is_stale => Color::DarkGray,
         "well" => Color::Green,
         "ailing" | "starting" | "half-open" => Color::Yellow,
@@ -186,31 +255,11 @@ fn backend_row(backend: &Value, is_stale: bool) -> Row<'_> {
         "drained" => Color::Blue,
         _ => Color::Gray,
     };
-    let recent = &backend["recent"];
-    let share = &backend["shares"][0];
-    let percent = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |share| format!("{:.0}", share * 100.0));
-    let limit = backend["permits"]["limit"].as_u64().map_or(String::new(), |limit| format!("/{limit}"));
-    let failed: u64 = recent["failures"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
-    let cells = [
-        Cell::from(text(&backend["name"])),
-        Cell::from(condition).style(Style::new().fg(color).add_modifier(Modifier::BOLD)),
-        Cell::from(text(&backend["reason"])),
-        Cell::from(span(backend["since_seconds"].as_f64())),
-        Cell::from(backend["until_seconds"].as_f64().map_or_else(|| "-".to_owned(), |until| span(Some(until)))),
-        Cell::from(if share.is_null() {
-            "-".to_owned()
-        } else {
-            format!("{}/{} %", percent(&share["now"]), percent(&share["expected"]))
-        }),
-        Cell::from(format!("{}{limit}", count(&backend["permits"]["used"]))),
-        Cell::from(count(&backend["queued"])),
-        Cell::from(span(recent["first_content_seconds"]["p50"].as_f64())),
-        Cell::from(span(recent["first_content_seconds"]["p99"].as_f64())),
-        Cell::from(format!("{:.1}", recent["tokens_per_second"].as_f64().unwrap_or(0.0))),
-        Cell::from(format!("{failed}/{}", count(&recent["attempts"]))),
-        Cell::from(count(&backend["restarts"])),
-    ];
-    Row::new(cells)
+    let cells = columns.iter().map(|column| {
+        let cell = Cell::from((column.cell)(backend));
+        if column.title == "condition" { cell.style(Style::new().fg(color).add_modifier(Modifier::BOLD)) } else { cell }
+    });
+    cells.collect()
 }
 
 fn in_flight_of(view: &View) -> Table<'_> {
@@ -237,7 +286,11 @@ fn in_flight_of(view: &View) -> Table<'_> {
         Constraint::Length(7),
         Constraint::Length(7),
     ];
-    let title = format!(" {} in flight, longest first ", flights.map_or(0, Vec::len));
+    let all = flights.map_or(0, Vec::len);
+    let title = match all {
+        _ if all > LISTED => format!(" {all} in flight, the {LISTED} longest "),
+        _ => format!(" {all} in flight, longest first "),
+    };
     Table::new(rows, widths)
         .header(Row::new(["request", "age", "phase", "backend", "model", "try", "tokens", "tok/s"]).dark_gray())
         .block(Block::new().borders(Borders::TOP).title(title))
@@ -305,7 +358,7 @@ mod tests {
         let backend = |name: &str, condition: &str| {
             json!({ "name": name, "condition": condition, "reason": "because", "since_seconds": 3.0, "until_seconds": 65.0,
                 "permits": { "used": 2, "limit": 3 }, "queued": 1, "restarts": 4, "shares": [{ "now": 0.25, "expected": 0.5 }],
-                "recent": { "attempts": 9, "failures": { "server": 2 }, "first_content_seconds": { "p50": 0.12, "p99": null }, "tokens_per_second": 55.5 } })
+                "recent": { "attempts": 7, "tries": 9, "failures": { "server": 2 }, "first_content_seconds": { "p50": 0.12, "p99": null }, "tokens_per_second": 55.5 } })
         };
         let state = json!({
             "at": 100.0, "verdict": { "level": "degraded", "words": "Clients are being served.", "backends_down": 1 },
@@ -337,6 +390,19 @@ mod tests {
             "12 s ago",
         ] {
             assert!(screen.contains(part), "{part}: {screen}");
+        }
+    }
+
+    #[test]
+    fn a_usual_terminal_shows_who_is_ill_and_why_and_drops_what_matters_less() {
+        let screen = drawn(&view(), 80, 24);
+        for part in ["bad-one", "open", "because", "since", "failed", "q quits", "req_1", "circuit-open"] {
+            assert!(screen.contains(part), "{part}: {screen}");
+        }
+        assert!(!screen.contains("restarts"), "{screen}");
+        for width in 40..200 {
+            let screen = drawn(&view(), width, 24);
+            assert!(screen.contains("bad-one") && screen.contains("open") && screen.contains("because"), "{width}: {screen}");
         }
     }
 

@@ -158,6 +158,8 @@ fn each_mistake_is_reported_with_its_path_its_reason_and_the_nearest_valid_word(
         (format!("{TWO}server: {{ maxBody: 3 parsecs }}\n"), &["server.maxBody", "3 parsecs"]),
         (format!("{TWO}server: {{ host: 0.0.0.0 }}\n"), &["auth", "0.0.0.0", "auth: none"]),
         (format!("{TWO}telemetry: {{ accessLog: perhaps }}\n"), &["telemetry.accessLog", "`perhaps`"]),
+        (format!("{TWO}telemetry: {{ logs: {{ level: inof }} }}\n"), &["telemetry.logs.level", "`inof`", "`info`"]),
+        (format!("{TWO}telemetry: {{ logs: {{ level: 'warn,stagedoor=lots' }} }}\n"), &["telemetry.logs.level", "target=level"]),
         (format!("{TWO}telemetry: {{ otlp: {{}} }}\n"), &["telemetry.otlp.endpoint", "required"]),
         (format!("{TWO}telemetry: {{ otlp: {{ endpoint: localhost:4318 }} }}\n"), &["telemetry.otlp.endpoint", "http://"]),
         (
@@ -368,6 +370,25 @@ impl Running {
         }
     }
 
+    /// Starts one that does not say where it listens, and waits until it does.
+    async fn start_quiet(yaml: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = written(&folder, yaml);
+        let port: u16 = yaml.split("port: ").nth(1).and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut command = stagedoor(&["--config", file.to_str().unwrap()], &[]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary starts");
+        let printed = Arc::new(Mutex::new(String::new()));
+        let (out, all) = (child.stdout.take().expect("piped"), Arc::clone(&printed));
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                all.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        eventually("it listens", || async { TcpStream::connect(address).await.is_ok() }).await;
+        Self { child, address, printed }
+    }
+
     async fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.expect("it accepts");
         stream.write_all(request(method, path, headers, body).as_bytes()).await.unwrap();
@@ -417,6 +438,10 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
@@ -588,6 +613,27 @@ async fn secrets_are_printed_nowhere() {
     for secret in SECRETS {
         let place = seen.find(secret).map(|at| seen[at.saturating_sub(300)..at + 40].to_owned());
         assert_eq!(place, None, "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn the_access_line_is_whole_whatever_else_is_logged() {
+    for level in ["warn", "off", "warn,access=info"] {
+        let mut running = Running::start_quiet(&format!(
+            "server: {{ port: {}, workers: 1, drainGrace: 50ms }}\ntelemetry: {{ logs: {{ level: '{level}' }} }}\n\
+             backends:\n  - {{ name: up, type: simulated }}\n",
+            free_port()
+        ))
+        .await;
+        assert_eq!(running.chat("up", "hi").await.status, 200);
+        running.signal("TERM");
+        running.ended().await;
+        let printed = running.printed.lock().unwrap().clone();
+        let lines: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let access = lines.iter().find(|line| line["target"] == "access" && line["request"]["path"] == "/v1/chat/completions");
+        let request = &access.unwrap_or_else(|| panic!("{level}: {printed}"))["request"];
+        assert_eq!((&request["status"], &request["outcome"]), (&json!(200), &json!("served")), "{level}: {printed}");
+        assert!(request["request_id"].is_string() && request["backend"] == "up", "{level}: {printed}");
     }
 }
 

@@ -321,7 +321,7 @@ pub(super) async fn cancel(request: HttpRequest) -> Result<HttpResponse, Refused
     let cancel = Cancel { id: Some(id.clone()), backend: None, cut: Cut::Operator };
     let ended = visitor.gateway.director.send(CancelRequest(cancel)).await.unwrap_or(0);
     let by = visitor.who();
-    tracing::info!(target: "audit", act = "cancel", request = %id, by, ended, "operator's act");
+    tracing::info!(target: "audit", act = "cancel", cancelled = %id, by, ended, "operator's act");
     visitor.gateway.shared.journal.note("act", None, None, format!("cancel of request {id} by {by}: {ended} ended"));
     if ended == 0 {
         return Err(not_found(&format!("no request with the id `{id}` is in flight")));
