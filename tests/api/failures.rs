@@ -621,3 +621,22 @@ async fn a_failure_of_one_request_does_not_touch_others() {
     futures_util::future::join_all(requests).await;
     assert_eq!(count.load(Ordering::SeqCst), 50, "each broken connection is tried once more, nothing else is");
 }
+
+#[tokio::test]
+async fn a_connection_that_is_tried_again_at_once_is_told_as_failed() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let gateway = Gateway::start(&format!(
+        "backends:\n  - {{ name: down, type: meta, config: {{ endpoint: \"http://127.0.0.1:{port}\", defaultModel: m, maxRetries: 0 }} }}\n"
+    ));
+    let body = chat_body("down", "hi", false).to_string();
+    let headers = [("content-type", "application/json"), ("x-request-id", "refused")];
+    let reply = gateway.send("POST", "/v1/chat/completions", &headers, body.as_bytes()).await;
+    assert_eq!((reply.status, reply.header("x-stagedoor-attempts")), (502, Some("2")));
+    assert_eq!(reply.header("x-stagedoor-failed"), Some("down:socket, down:socket"));
+    let story = gateway.get("/admin/api/requests/refused").await.json();
+    for told in story["tries"].as_array().unwrap() {
+        assert_eq!((&told["outcome"], &told["class"]), (&"failed".into(), &"socket".into()), "{story}");
+    }
+    // It may have been a stale connection of the pool: one failure is enough.
+    assert_eq!(gateway.member("down", "down").await["failures"]["socket"], 1);
+}
