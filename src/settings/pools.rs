@@ -24,7 +24,9 @@ pub(super) fn pools(
         let mut size = Size::default();
         let tree = group(entry, &names, &mut members, &mut size, &mut trail, findings);
         if members.is_empty() {
-            let lost = entry.backends.iter().any(|member| declared.contains(&*member.name));
+            // Members that are lost or unknown have been told.
+            let lost =
+                entry.backends.iter().any(|member| declared.contains(&*member.name) || !by_name.contains_key(&*member.name));
             if !lost {
                 findings.problem(&format!("backends[{}].backends", entry.name), "the pool has no member");
                 continue;

@@ -96,6 +96,8 @@ impl Walker<'_> {
             let label = entry.get("name").and_then(Value::as_str).map_or_else(|| index.to_string(), str::to_owned);
             let inner = format!("{path}[{label}]");
             match self.value(entry, item, &inner) {
+                // What it lacks has been said. Without it the rest of the document can still be looked through.
+                Some(checked) if lacks(&checked, item) => {}
                 Some(checked) => out.push(checked),
                 None => self.require(&inner),
             }
@@ -188,6 +190,10 @@ impl Walker<'_> {
 
         let before = self.findings.problems.len();
         let mut checked = self.object(&entry, &own.iter().collect::<Vec<_>>(), path)?;
+        if checked.get("name").is_none() {
+            // A wrong name has been told; with it the rest of the entry can still be looked through.
+            checked["name"] = value.get("name").filter(|name| name.is_string()).cloned().unwrap_or_else(|| path.into());
+        }
         let missing_before = self.missing_count();
         let config = self.object(&raw, &config, &join(path, "config"))?;
         let lacks_variable = self.missing_count() > missing_before;
@@ -347,6 +353,12 @@ fn coerce(text: &str, kind: &Kind, raw: &Value) -> Result<Value, String> {
 /// Replaces `${VAR}` and `${VAR:-default}`.
 ///
 /// # Errors
+/// Whether an item has not all that one of its kind must have.
+fn lacks(item: &Value, kind: &Kind) -> bool {
+    let Kind::Object(keys) = kind else { return false };
+    keys.iter().any(|key| key.required && key.unless.is_none() && item.get(key.name).is_none())
+}
+
 /// The name of the first variable that is neither set nor has a default.
 pub(super) fn substitute(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());

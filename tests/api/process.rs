@@ -216,14 +216,18 @@ fn each_mistake_is_reported_with_its_path_its_reason_and_the_nearest_valid_word(
 #[test]
 fn every_mistake_of_a_document_is_reported_at_once() {
     let yaml = "server: { prot: 1, drainTimeout: soon }\n\
-                backends:\n  - { name: one, type: simulated }\n  - { name: one, type: simulated }\n\
+                backends:\n  - { name: 'x y', type: simulated }\n  - { type: pool, backends: [] }\n  - { name: one, type: simulated }\n  - { name: one, type: simulated }\n\
                 \x20 - { name: p, type: pool, backends: [{ name: p }] }\n\
                 \x20 - { name: three, type: openai, config: { apiKey: \"${NOT_SET}\" } }\n\
-                routes: [{ name: r, path: /x, backend: nowhere }]\n";
+                routes: [{ name: r, path: /x, backend: nowhere }, { path: /y, backend: one }]\n";
     let ended = check_text(yaml, &[]);
     assert_eq!(ended.code, Some(1));
     for words in [
-        &["server.prot", "port"][..],
+        &["backends[x y].name", "letters, digits"][..],
+        &["backends[1].name", "required"],
+        &["no member"],
+        &["routes[1].name", "required"],
+        &["server.prot", "port"],
         &["server.drainTimeout", "soon"],
         &["backends[three].config.apiKey", "NOT_SET"],
         &["backends[one].name", "twice"],
