@@ -58,6 +58,12 @@ pub enum GatewayError {
         /// The requested model.
         model: String,
     },
+    /// The requested model names a backend or pool that is configured and left out.
+    #[error("`{name}` is configured but left out: a variable that it needs is not set, as `stagedoor check` says")]
+    LeftOut {
+        /// Which one.
+        name: String,
+    },
     /// A path that is passed through leads to a backend of another dialect.
     #[error("backend `{backend}` speaks the {dialect} dialect; only chat completions and embeddings are translated for it")]
     Untranslated {
@@ -159,7 +165,7 @@ impl GatewayError {
             Self::UnknownPath { .. } => form(404, "invalid_request_error", "unknown_path"),
             Self::BadPath => form(400, "invalid_request_error", "invalid_path"),
             Self::Method { .. } => form(405, "invalid_request_error", "method_not_allowed"),
-            Self::UnknownModel { .. } => {
+            Self::UnknownModel { .. } | Self::LeftOut { .. } => {
                 ErrorForm { param: Some("model".into()), ..form(404, "invalid_request_error", "model_not_found") }
             }
             Self::Untranslated { .. } => {
@@ -192,7 +198,7 @@ impl GatewayError {
             | Self::BadPath => "caller",
             Self::NoKey | Self::WrongKey => "unauthenticated",
             Self::UnknownPath { .. } | Self::Method { .. } => "no_route",
-            Self::UnknownModel { .. } => "model_unknown",
+            Self::UnknownModel { .. } | Self::LeftOut { .. } => "model_unknown",
             Self::Untranslated { .. } | Self::PassthroughPool { .. } => "unsupported",
             Self::BodiesInFlight | Self::Saturated { .. } => "saturated",
             Self::NoBackend { .. } => "no_backend",

@@ -52,7 +52,7 @@ async fn take(
     let started = Instant::now();
     let taken = read(gateway, request, payload, matched.endpoint).await?;
 
-    let (pool, model_at) = target(gateway, &matched, taken.scan.model.as_deref());
+    let (pool, model_at) = target(gateway, &matched, taken.scan.model.as_deref())?;
     let plan = &settings.pools[pool];
     log.pool = Some(Arc::clone(&plan.name));
     let conversation = plan.affinity.as_ref().and_then(|affinity| conversation(request, affinity, &taken));
@@ -123,10 +123,10 @@ async fn read(
 }
 
 /// The pool that serves a request, and where in the requested model the id to ask its members for begins.
-fn target(gateway: &Gateway, matched: &Matched<'_>, model: Option<&str>) -> (usize, Option<usize>) {
+fn target(gateway: &Gateway, matched: &Matched<'_>, model: Option<&str>) -> Result<(usize, Option<usize>), GatewayError> {
     let settings = &gateway.shared.settings;
     let offset = |rest: Option<&str>| rest.and_then(|rest| Some(model?.len() - rest.len()));
-    match (matched.route.and_then(|route| route.pool), model) {
+    Ok(match (matched.route.and_then(|route| route.pool), model) {
         (Some(pool), Some(model)) => {
             let name = &*settings.pools[pool].name;
             match model.strip_prefix(name) {
@@ -137,11 +137,14 @@ fn target(gateway: &Gateway, matched: &Matched<'_>, model: Option<&str>) -> (usi
         }
         (Some(pool), None) => (pool, None),
         (None, Some(model)) => {
+            if let Some(name) = settings.left_out(model) {
+                return Err(GatewayError::LeftOut { name: name.to_owned() });
+            }
             let (pool, rest) = settings.by_model(model);
             (pool, offset(rest))
         }
         (None, None) => (0, None),
-    }
+    })
 }
 
 async fn dispatch(gateway: &Rc<Gateway>, call: Arc<Call>, pool: usize, log: RequestLog) -> HttpResponse {

@@ -15,7 +15,7 @@ pub mod schema;
 mod units;
 mod walk;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -91,6 +91,8 @@ pub struct Settings {
     pub notes: Vec<String>,
     /// Pool that each name (of a pool or a backend) stands for.
     pub(crate) names: HashMap<Arc<str>, usize>,
+    /// Names of backends and pools that are configured and left out.
+    pub(crate) left_out: HashSet<Box<str>>,
 }
 
 /// A client key as its digest.
@@ -433,6 +435,12 @@ impl Settings {
             // The first configured pool, else the pool of one of the first backend.
             None => (0, Some(model)),
         }
+    }
+
+    /// The configured backend or pool that a requested model names although it is left out.
+    pub fn left_out<'m>(&self, model: &'m str) -> Option<&'m str> {
+        let name = model.split_once('/').map_or(model, |(name, _)| name);
+        self.left_out.contains(name).then_some(name)
     }
 
     fn only_backend(&self, has: impl Fn(&Backend) -> bool) -> Option<&Arc<Backend>> {

@@ -93,6 +93,7 @@ pub(super) fn plan(
         routes: has_routes.then_some(routes),
         telemetry: document.telemetry,
         notes: Vec::new(),
+        left_out: declared.iter().filter(|name| !names.contains_key(**name)).map(|name| Box::from(*name)).collect(),
         names,
     }
 }

@@ -29,3 +29,17 @@ async fn a_stream_arrives_whole_and_in_order() {
     assert_eq!(reply.events().last().unwrap(), "[DONE]");
     assert_eq!(provider.requests()[0].json()["stream_options"], json!({ "include_usage": true }));
 }
+
+#[tokio::test]
+async fn a_backend_that_is_left_out_is_named_and_nobody_answers_in_its_place() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: there, type: simulated }\n  \
+         - { name: absent, type: openai, optional: true, config: { apiKey: \"${NOT_SET_ANYWHERE}\", defaultModel: m } }\n",
+    );
+    for model in ["absent", "absent/gpt-4o"] {
+        let reply = gateway.chat(model, "hi").await;
+        assert_eq!((reply.status, reply.code()), (404, "model_not_found".into()), "{}", reply.text());
+        assert!(reply.text().contains("`absent` is configured but left out"), "{}", reply.text());
+    }
+    assert_eq!(gateway.chat("absentee", "hi").await.status, 200);
+}
