@@ -356,6 +356,8 @@ impl Group {
 /// An inner node of a pool's tree.
 #[derive(Debug, Clone)]
 pub struct Group {
+    /// Name of the pool that it is.
+    pub pool: Arc<str>,
     /// Number of the group within its pool's tree, from 0.
     pub id: usize,
     /// How its children are ordered.

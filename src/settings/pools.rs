@@ -57,6 +57,7 @@ pub(super) fn pools(
             index: pools.len(),
             name: Arc::clone(&backend.name),
             tree: Group {
+                pool: Arc::clone(&backend.name),
                 id: 0,
                 strategy: Strategy::Weighted,
                 fallback: false,
@@ -162,6 +163,7 @@ fn group<'e>(
         }
     }
     Group {
+        pool: entry.name.as_str().into(),
         id,
         strategy: entry.strategy.as_deref().and_then(Strategy::from_word).unwrap_or(Strategy::Latency),
         fallback: entry.fallback.unwrap_or(true),

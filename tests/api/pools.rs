@@ -191,6 +191,24 @@ async fn a_drain_cuts_what_is_left_at_its_deadline_and_gives_waiting_jobs_to_oth
 }
 
 #[tokio::test]
+async fn a_weight_that_is_set_in_a_pool_holds_where_the_pool_is_a_member() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: fast, type: simulated }\n  - { name: slow, type: simulated }\n  - { name: other, type: simulated }\n  \
+         - { name: cheap, type: pool, strategy: weighted, backends: [ { name: fast, weight: 9 }, { name: slow, weight: 1 } ] }\n  \
+         - { name: nested, type: pool, strategy: round-robin, backends: [ { name: cheap }, { name: other } ] }\n",
+    );
+    let reply = act(&gateway, "fast/weight?weight=0&pool=cheap").await;
+    assert_eq!(reply.json()["changed"], json!([{ "pool": "cheap", "before": 9.0, "weight": 0.0 }]));
+    for _ in 0..8 {
+        let reply = gateway.chat("nested", "hi").await;
+        assert!(["slow", "other"].contains(&reply.header("x-stagedoor-backend").unwrap()), "{:?}", reply.headers);
+    }
+    let refused = act(&gateway, "fast/weight?weight=1&pool=nested").await;
+    assert_eq!((refused.status, refused.text().contains("in `cheap` only")), (404, true), "{}", refused.text());
+    assert!(act(&gateway, "cheap/weight?weight=1").await.text().contains("it is a pool"));
+}
+
+#[tokio::test]
 async fn weights_are_set_while_it_runs() {
     let gateway = Gateway::start(
         "backends:\n  - { name: a, type: simulated, config: { firstToken: 1ms } }\n  \

@@ -86,7 +86,8 @@ impl Ours {
     pub(crate) fn new(weights: &[f64], workers: usize, random: &mut fastrand::Rng) -> Self {
         let children =
             weights.iter().enumerate().map(|(leaf, weight)| Child { edge: leaf, weight: *weight, node: Node::Leaf(leaf) });
-        let group = Group { id: 0, strategy: Strategy::Latency, fallback: true, children: children.collect() };
+        let group =
+            Group { pool: "pool".into(), id: 0, strategy: Strategy::Latency, fallback: true, children: children.collect() };
         let member = || (Health::new(CircuitRules::default(), ["model".to_owned()]), Permits::new(None));
         let members = weights.iter().map(|_| member()).collect();
         let scouts = Scouts::of(1);

@@ -17,7 +17,7 @@ use super::{Problem, Refused, enter, not_found, refuse};
 use crate::actors::slots::Shared;
 use crate::actors::{Cancel, CancelRequest, DrainBackend, DrainReport, DrainedBackend, RestartBackend, RestartReport};
 use crate::attempt::Cut;
-use crate::settings::{Backend, Child, Node, parse_duration};
+use crate::settings::{Backend, Child, Group, Node, parse_duration};
 
 /// An act on one backend.
 pub(super) struct Act {
@@ -34,7 +34,9 @@ impl Act {
             Some(backend) => Ok(Self { backend: Arc::clone(backend), visitor }),
             None => {
                 let name: String = name.chars().take(64).collect();
-                Err(not_found(&format!("there is no backend with the name `{name}`")))
+                let is_pool = visitor.gateway.shared.settings.pools.iter().any(|pool| *pool.name == *name);
+                let hint = if is_pool { ": it is a pool; act on its members" } else { "" };
+                Err(not_found(&format!("there is no backend with the name `{name}`{hint}")))
             }
         }
     }
@@ -272,32 +274,41 @@ pub(super) async fn weight(request: HttpRequest) -> Result<HttpResponse, Refused
         return Err(refuse(StatusCode::BAD_REQUEST, "`weight`: a number from 0 to 1000000", "invalid_value"));
     }
     let shared = act.shared();
-    let mut changed = Vec::new();
+    // A pool that is a member of others is changed in these, too.
+    let mut changed: Vec<ChangedWeight> = Vec::new();
+    let mut known = Vec::new();
     for plan in shared.settings.pools.iter().filter(|plan| !plan.implicit) {
-        if pool.as_ref().is_some_and(|name| **name != *plan.name) {
-            continue;
-        }
-        for edge in edges(&plan.tree.children, &plan.members, act.backend.index) {
+        for (owner, edge) in edges(&plan.tree, &plan.members, act.backend.index) {
+            known.push(owner);
+            if pool.as_ref().is_some_and(|name| **name != **owner) {
+                continue;
+            }
             let before = shared.pools[plan.index].set_weight(edge, weight);
-            changed.push(ChangedWeight { pool: plan.name.to_string(), before, weight });
+            if !changed.iter().any(|told| *told.pool == **owner) {
+                changed.push(ChangedWeight { pool: owner.to_string(), before, weight });
+            }
         }
     }
     if changed.is_empty() {
-        return Err(not_found(&format!("backend `{}` is in no such pool", act.backend.name)));
+        known.sort();
+        known.dedup();
+        let known: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+        let pools = if known.is_empty() { "in no pool".to_owned() } else { format!("in {} only", known.join(", ")) };
+        return Err(not_found(&format!("backend `{}` is {pools}", act.backend.name)));
     }
     let result = WeightResult { backend: act.backend.name.to_string(), changed };
     act.note("weight", &result);
     Ok(HttpResponse::Ok().json(result))
 }
 
-/// The memberships of a backend in a tree.
-fn edges(children: &[Child], members: &[usize], backend: usize) -> Vec<usize> {
-    let of = |child: &Child| match &child.node {
-        Node::Leaf(leaf) if members[*leaf] == backend => vec![child.edge],
+/// The memberships of a backend in a tree, each with the pool that it is in.
+fn edges<'t>(group: &'t Group, members: &[usize], backend: usize) -> Vec<(&'t Arc<str>, usize)> {
+    let of = |child: &'t Child| match &child.node {
+        Node::Leaf(leaf) if members[*leaf] == backend => vec![(&group.pool, child.edge)],
         Node::Leaf(_) => Vec::new(),
-        Node::Group(inner) => edges(&inner.children, members, backend),
+        Node::Group(inner) => edges(inner, members, backend),
     };
-    children.iter().flat_map(of).collect()
+    group.children.iter().flat_map(of).collect()
 }
 
 /// What became of the wish to end a request.
