@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use stagedoor::settings::{self, Secret, Simulated, SimulatedDialect};
 use stagedoor::startup::Application;
@@ -144,7 +145,7 @@ fn serve_simulated(dialect: Option<&str>, port: u16, behaviour: &str) -> anyhow:
     let behaviour: Simulated = settings::simulated_from_json(behaviour, dialect).map_err(anyhow::Error::msg)?;
     // Clients of the other dialects add the version themselves.
     let base = if behaviour.dialect == SimulatedDialect::OpenAi { "/v1" } else { "" };
-    let listener = TcpListener::bind(("127.0.0.1", port))?;
+    let listener = TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("cannot listen on 127.0.0.1:{port}"))?;
     let address = listener.local_addr()?;
     actix::System::new().block_on(async move {
         let server = simulate::server::serve(listener, behaviour)?;

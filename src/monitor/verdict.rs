@@ -98,6 +98,9 @@ impl Sources<'_> {
             found(Condition::Well, "answers".to_owned(), None)
         } else if recently(failed) {
             found(Condition::Ailing, "its last request failed, and none was served".to_owned(), None)
+        } else if served.or(failed).is_none() && self.books.backends[index].attempts > 0 {
+            let words = "nothing that was asked of it says yet how it is: it was left, cut, crashed, or the client's mistake";
+            found(Condition::Unknown, words.to_owned(), None)
         } else if served.or(failed).is_none() {
             found(Condition::Unknown, "nothing was asked of it yet".to_owned(), None)
         } else {

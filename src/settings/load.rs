@@ -59,10 +59,10 @@ pub fn from_text(source: &str, text: &str, environment: &BTreeMap<String, String
             Err(reason) => findings.problem(name, reason),
         }
     }
-    let merged: Value = builder
-        .build()
-        .and_then(Config::try_deserialize)
-        .map_err(|error| SettingsError::single("", format!("this is not valid YAML: {}", plain_words(&error.to_string()))))?;
+    let merged: Value = builder.build().and_then(Config::try_deserialize).map_err(|error| SettingsError {
+        source: source.into(),
+        ..SettingsError::single("", format!("this is not valid YAML: {}", plain_words(&error.to_string())))
+    })?;
 
     let checked = walk(&merged, &schema::DOCUMENT, &|name| environment.get(name).cloned(), &mut findings);
     let document = match document::read(checked) {

@@ -52,7 +52,8 @@ impl SettingsError {
 
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the configuration is refused, {} to mend:", self.problems.len())?;
+        let source = if self.source.is_empty() { String::new() } else { format!(" {}", self.source) };
+        write!(f, "the configuration{source} is refused, {} to mend:", self.problems.len())?;
         for problem in &self.problems {
             write!(f, "\n  {problem}")?;
         }

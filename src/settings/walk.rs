@@ -80,7 +80,14 @@ impl Walker<'_> {
             },
             Kind::WordOr(word, inner) => match self.text(value) {
                 Ok(Some(text)) if text == *word => Some(zero(inner)),
-                Ok(_) => self.scalar(value, inner, path),
+                Ok(_) => {
+                    let before = self.findings.problems.len();
+                    let checked = self.scalar(value, inner, path);
+                    for problem in &mut self.findings.problems[before..] {
+                        problem.reason.push_str(&format!("; or write `{word}`"));
+                    }
+                    checked
+                }
                 Err(variable) => self.without(variable),
             },
             _ => self.scalar(value, kind, path),
@@ -126,6 +133,9 @@ impl Walker<'_> {
             Value::Object(entries) => entries,
             // `config:` with every key commented out.
             Value::Null => &empty,
+            Value::String(text) if keys.iter().any(|key| key.name == "name") => {
+                return self.wrong(path, &format!("a map is expected, as `{{ name: {text} }}`"), value);
+            }
             _ => return self.wrong(path, "a map is expected", value),
         };
         for name in entries.keys().filter(|name| !keys.iter().any(|key| key.name == *name)) {

@@ -50,7 +50,10 @@ impl Client {
         if let Some(token) = &source.token {
             http = http.bearer_auth(token.expose());
         }
-        Self { http: http.finish(), source }
+        // As it stands in a browser, or without its beginning.
+        let address = source.address.trim_end_matches('/').trim_end_matches("/admin");
+        let address = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        Self { http: http.finish(), source: Source { address, ..source } }
     }
 
     pub(super) fn address(&self) -> &str {
@@ -73,6 +76,7 @@ impl Client {
             return Ok(value);
         }
         let words = value["error"]["message"].as_str().unwrap_or("this is not a gateway's operator API");
-        Err(format!("{}: {words}", reply.status().as_u16()))
+        let hint = if reply.status() == 401 { "; give it by --token or STAGEDOOR_ADMIN_TOKEN" } else { "" };
+        Err(format!("{}: {words}{hint}", reply.status().as_u16()))
     }
 }
