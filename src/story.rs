@@ -76,9 +76,12 @@ pub enum TryEnd {
 }
 
 impl Trail {
-    /// Adds a choice.
+    /// Adds a choice. That nobody could be asked is told once in a row, as it is now: who waits looks often.
     pub fn chose(&self, chosen: Chosen) {
         let mut trace = self.lock();
+        if chosen.why == Why::Nobody && trace.choices.last().is_some_and(|last| last.why == Why::Nobody) {
+            trace.choices.pop();
+        }
         if trace.choices.len() < TOLD_TRIES {
             trace.choices.push(chosen);
         }

@@ -277,7 +277,13 @@ impl Core {
         let mut turns = self.slots.pools[self.plan.index].turns.borrow_mut();
         let choice = match self.keep_together(parts, &view) {
             Some(choice) => choice,
-            None => choose(&self.plan.tree, &view, &mut turns, &mut fastrand::f64)?,
+            None => match choose(&self.plan.tree, &view, &mut turns, &mut fastrand::f64) {
+                Some(choice) => choice,
+                None => {
+                    self.tell_nobody(&parts.call, view, parts.now);
+                    return None;
+                }
+            },
         };
         // A second job beside a slow one does not move the conversation.
         if let (Some(key), Some(table), false) = (parts.call.conversation, self.affinity(), parts.is_hedge) {
@@ -316,7 +322,10 @@ impl Core {
 
     /// Keeps a choice for the request's story.
     fn tell(&self, call: &Call, choice: &Choice, passed_over: &PassedOver, now: Moment) {
-        let index = |leaf: u16| u16::try_from(self.plan.members[usize::from(leaf)]).unwrap_or(u16::MAX);
+        let index = |leaf: u16| {
+            let member = self.plan.members.get(usize::from(leaf));
+            member.and_then(|index| u16::try_from(*index).ok()).unwrap_or(u16::MAX)
+        };
         call.trail.chose(Chosen {
             at: call.age(now),
             backend: index(place(choice.leaf)),
@@ -324,6 +333,14 @@ impl Core {
             compared: choice.compared.iter().map(|(leaf, score)| (index(*leaf), *score)).collect(),
             passed_over: passed_over.iter().map(|(leaf, door)| (index(*leaf), *door)).collect(),
         });
+    }
+
+    /// Keeps for the request's story that no member could be asked, and why.
+    fn tell_nobody(&self, call: &Call, view: View<'_>, now: Moment) {
+        if self.slots.tells_stories() {
+            let choice = Choice { leaf: usize::MAX, why: Why::Nobody, compared: SmallVec::new() };
+            self.tell(call, &choice, &view.into_passed_over(), now);
+        }
     }
 
     /// With every circuit open: whom to ask nevertheless, or what to answer in their place.

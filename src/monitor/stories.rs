@@ -124,7 +124,7 @@ pub struct Steps {
 pub struct Choice {
     /// When.
     pub at_seconds: f64,
-    /// The chosen backend.
+    /// The chosen backend; `null` where none could be asked.
     pub backend: Option<String>,
     /// Why it.
     pub why: &'static str,

@@ -354,7 +354,7 @@ pub const DIALECTS: &[&str] = &["openai", "anthropic", "google"];
 const SIMULATED: &[Key] = &[
     key("dialect", Kind::Choice(DIALECTS), "wire format it speaks, default openai"),
     key("firstToken", Kind::Duration, "time to first token, default 50ms"),
-    key("tokensPerSecond", Kind::Number(0.001, 1e9), "default 100"),
+    key("tokensPerSecond", Kind::Number(0.001, 1e9), "pace of a stream, default 100; a whole reply comes after firstToken"),
     key("jitter", Kind::Number(0.0, 1.0), "share by which times vary, default 0"),
     key("seed", Kind::Integer(0, u64::MAX), "seed of the variation, default 0"),
     key("tokens", Kind::Integer(1, 1_000_000), "length of an answer, default 12"),
@@ -368,7 +368,7 @@ const FAULT: &[Key] = &[
     key("status", Kind::Integer(300, 599), "for kind status"),
     key("retryAfter", Kind::Duration, "for kind status"),
     key("after", Kind::Duration, "for kind slow-head: its length, default 10s"),
-    key("event", Kind::Integer(0, 1_000_000), "for stall, cut, malformed and error: before which event, default 1"),
+    key("event", Kind::Integer(0, 1_000_000), "for stall, cut, malformed and error-event: before which event, default 1"),
 ];
 
 /// Faults of the simulated backend.

@@ -191,6 +191,28 @@ async fn a_drain_cuts_what_is_left_at_its_deadline_and_gives_waiting_jobs_to_oth
 }
 
 #[tokio::test]
+async fn the_story_of_a_request_that_nobody_could_take_says_why_not_each() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: a, type: simulated }\n  - { name: b, type: simulated }\n  \
+         - { name: p, type: pool, strategy: weighted, backends: [ { name: a }, { name: b } ] }\n",
+    );
+    for name in ["a", "b"] {
+        assert_eq!(act(&gateway, &format!("{name}/drain?wait=1")).await.status, 200);
+    }
+    let body = chat_body("p", "hi", false).to_string();
+    let headers = [("content-type", "application/json"), ("x-request-id", "nobodys")];
+    assert_eq!(gateway.send("POST", "/v1/chat/completions", &headers, body.as_bytes()).await.status, 503);
+    let story = gateway.get("/admin/api/requests/nobodys").await.json();
+    let choices = story["choices"].as_array().unwrap();
+    assert_eq!((choices.len(), &choices[0]["backend"], &choices[0]["why"]), (1, &Value::Null, &json!("nobody")), "{story}");
+    let passed_over = choices[0]["passed_over"].as_array().unwrap();
+    let mut told: Vec<_> =
+        passed_over.iter().map(|one| (one["backend"].as_str().unwrap(), one["reason"].as_str().unwrap())).collect();
+    told.sort_unstable();
+    assert_eq!(told, [("a", "drained"), ("b", "drained")], "{story}");
+}
+
+#[tokio::test]
 async fn a_weight_that_is_set_in_a_pool_holds_where_the_pool_is_a_member() {
     let gateway = Gateway::start(
         "backends:\n  - { name: fast, type: simulated }\n  - { name: slow, type: simulated }\n  - { name: other, type: simulated }\n  \

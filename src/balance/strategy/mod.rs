@@ -45,6 +45,8 @@ pub enum Why {
     LastResort,
     /// The same conversation went there before.
     Affinity,
+    /// No member could be asked.
+    Nobody,
 }
 
 impl Why {
@@ -60,6 +62,7 @@ impl Why {
             Self::Probe => "probe",
             Self::LastResort => "last-resort",
             Self::Affinity => "affinity",
+            Self::Nobody => "nobody",
         }
     }
 }

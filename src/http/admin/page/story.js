@@ -14,6 +14,7 @@ const WHY = {
   probe: "its circuit is half-open: this request decides",
   "last-resort": "every circuit is open, and it is the least bad",
   affinity: "the conversation was there before",
+  nobody: "could be asked",
 };
 
 export class Story {
@@ -174,7 +175,7 @@ function oneChoice(choice) {
   const block = element("div", "choice");
   const head = element("p");
   head.append(
-    element("b", "", choice.backend ?? "unknown"),
+    element("b", "", choice.backend ?? (choice.why === "nobody" ? "nobody" : "unknown")),
     ` ${WHY[choice.why] ?? choice.why}`,
     element("span", "soft", ` · at ${time(choice.at_seconds)}`),
   );
