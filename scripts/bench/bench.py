@@ -144,7 +144,8 @@ http {{
 
 
 def start_gateway(stack, name, ports):
-    ports = ports if "many" in name else ports[:1]
+    # "many": all are asked in turn; "listed": all are configured, and the first is asked.
+    ports = ports if "many" in name or "listed" in name else ports[:1]
     kind, version, models = upstream_of(name)
     listen = free_port()
     backends = "".join(
@@ -152,7 +153,7 @@ def start_gateway(stack, name, ports):
   - {{ name: up{i}, type: {kind}, config: {{ apiKey: k, endpoint: "http://127.0.0.1:{port}{version}", models: {models}, timeout: 30s }} }}"""
         for i, port in enumerate(ports)
     )
-    members = ", ".join(f"{{ name: up{i}, weight: 1 }}" for i in range(len(ports)))
+    members = ", ".join(f"{{ name: up{i}, weight: 1 }}" for i in range(1 if "listed" in name else len(ports)))
     config = WORK / f"{name}.yaml"
     config.write_text(
         f"""server: {{ host: 127.0.0.1, port: {listen}, workers: 1 }}
@@ -251,6 +252,13 @@ def measure_request(round_, quick):
     return visit(present(names), round_, figures, several(quick))
 
 
+def measure_listed(round_, quick):
+    def figures(lane):
+        return {"cpu": cpu_per_request(load(lane, conns=64, warmup=200, window=300 if quick else 500))}
+
+    return visit(present(["gateway", "gateway-listed"]), round_, figures, several(quick))
+
+
 def measure_latency(round_, quick):
     def figures(lane):
         got = load(lane, conns=1, window=300 if quick else 800)
@@ -325,6 +333,7 @@ def measure_translation(round_, quick):
 
 MEASURES = {
     "request": measure_request,
+    "listed": measure_listed,
     "latency": measure_latency,
     "ttft": measure_ttft,
     "stream": measure_stream,
@@ -463,6 +472,9 @@ class Table:
         growths("inflight", "64 to 1,000 in flight", lambda way: ((way, "64"), (way, "1000")), 15)
         self.row(f"CPU per request, {MANY} backends, 64 connections, µs", None, s("request", "nginx-many", "cpu"), s("request", "gateway-many", "cpu"), None, "x")
         growths("request", f"1 to {MANY} backends", lambda way: ((way, "cpu"), (f"{way}-many", "cpu")), 5)
+        one, listed = s("listed", "gateway", "cpu"), s("listed", "gateway-listed", "cpu")
+        listed = one and listed and [(y / x - 1) * 100 for x, y in zip(one, listed)]
+        self.row(f"the same where {MANY} backends are configured and one is asked, %", None, None, listed, None)
         for key, label, limit in (
             ("idle", "memory idle, MiB", 20),
             ("streams", "memory at 1,000 streams of one event a second, peak MiB", 90),
