@@ -388,7 +388,7 @@ async fn a_drain_deadline_ends_what_is_left_with_the_error_event_and_counts_it_a
         assert!(in_order, "the body ends in order, so that the event is delivered");
         let last: Value = serde_json::from_str(events(&body).last().unwrap()).unwrap();
         assert_eq!(last["error"]["type"], "server_error");
-        assert!(last["error"]["message"].as_str().unwrap().contains("restart"), "{last}");
+        assert!(last["error"]["message"].as_str().unwrap().contains("drain deadline of its backend"), "{last}");
     }
     let whole = whole.await.unwrap();
     assert_eq!(whole.status, 503);
