@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::JobParts;
 use super::pool::Core;
 use crate::attempt::{Call, Ledger, Reply, ReplySender};
+use crate::error::GatewayError;
 
 /// Fewest recent replies from which the wait is known.
 const FEW: u64 = 20;
@@ -133,7 +134,18 @@ impl Race {
             // The first would have taken longer than this.
             note(&self.core, self.call.is_stream(), self.call.age(self.core.now()));
         }
-        Some(answer)
+        Some(self.with_all_tries(answer))
+    }
+
+    /// Each job knows its own tries only.
+    fn with_all_tries(&self, mut answer: Reply) -> Reply {
+        let tries = u32::try_from(self.call.trail.tries()).unwrap_or(u32::MAX);
+        match &mut answer {
+            Ok(answer) => answer.attempts = answer.attempts.max(tries),
+            Err(GatewayError::Upstream(failure)) => failure.attempts = failure.attempts.max(tries),
+            Err(_) => {}
+        }
+        answer
     }
 
     /// Gives a second job to the best of the other members, if one is well and the budget allows it.

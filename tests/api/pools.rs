@@ -300,8 +300,22 @@ async fn a_hedge_that_fails_leaves_the_request_to_the_first_member() {
     );
     let reply = gateway.chat("p", "x").await;
     assert_eq!((reply.status, reply.header("x-stagedoor-backend")), (200, Some("slow")));
+    assert_eq!((reply.header("x-stagedoor-attempts"), reply.header("x-stagedoor-failed")), (Some("2"), Some("ill:server_error")));
     let state = pool_state(&gateway).await;
     assert_eq!((&state["hedges"], &state["refused"]), (&json!({ "started": 1, "won": 0 }), &json!(0)));
+}
+
+#[tokio::test]
+async fn a_hedge_beside_a_second_try_counts_as_a_third() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: ill, type: simulated, config: { faults: [ { kind: status, status: 500, probability: 1 } ], maxRetries: 0 } }\n  \
+         - { name: slow, type: simulated, config: { firstToken: 20s } }\n  \
+         - { name: fast, type: simulated, config: { firstToken: 1ms } }\n  \
+         - { name: p, type: pool, strategy: weighted, hedge: { after: 100ms, share: 1.0 }, backends: [ { name: ill, weight: 9 }, { name: slow, weight: 1 }, { name: fast, weight: 0 } ] }\n",
+    );
+    let reply = gateway.chat("p", "x").await;
+    assert_eq!((reply.status, reply.header("x-stagedoor-backend")), (200, Some("fast")));
+    assert_eq!((reply.header("x-stagedoor-attempts"), reply.header("x-stagedoor-failed")), (Some("3"), Some("ill:server_error")));
 }
 
 #[tokio::test]
