@@ -103,7 +103,7 @@ fn check(config: Option<&Path>) -> anyhow::Result<()> {
 fn run(config: Option<&Path>) -> anyhow::Result<()> {
     let settings = settings::load(config)?;
     let telemetry = telemetry::init(&settings)?;
-    actix::System::new().block_on(async move {
+    let result = actix::System::new().block_on(async move {
         let application = Application::start(settings)?;
         let stopper = application.stopper();
         let mut terminate = signal(SignalKind::terminate())?;
@@ -119,14 +119,15 @@ fn run(config: Option<&Path>) -> anyhow::Result<()> {
         tokio::pin!(drain);
         tokio::select! {
             _ = async { loop { let _ = (&mut serving).await; std::future::pending::<()>().await; } } => {}
-            _ = &mut drain => {}
-            _ = terminate.recv() => anyhow::bail!("stopped at once by a second signal"),
-            _ = interrupt.recv() => anyhow::bail!("stopped at once by a second signal"),
+            _ = &mut drain => return Ok(()),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
-        anyhow::Ok(())
-    })?;
+        let cut = stopper.cut().await;
+        anyhow::bail!("stopped at once by a second signal; requests cut: {cut}")
+    });
     telemetry.flush();
-    Ok(())
+    result
 }
 
 fn show(config: Option<&Path>, url: Option<String>, token: Option<String>, once: bool) -> anyhow::Result<()> {

@@ -126,9 +126,19 @@ impl Stopper {
         while self.open() > 0 && Instant::now() < ends {
             tokio::time::sleep(DRAIN_TICK).await;
         }
-        let cut = self.open();
-        if cut > 0 {
-            // What is left is told why it ends, as far as its client listens.
+        let cut = self.cut().await;
+        // The last bytes of a reply may still be on their way out: busy connections close behind them, idle ones would
+        // stay for their keep-alive.
+        let flushed = tokio::time::timeout(FLUSH.min(ends.saturating_duration_since(Instant::now())), closed);
+        let _ = flushed.await;
+        tracing::info!(cut, "drained");
+        cut
+    }
+
+    /// Ends the requests that are left and tells their clients why, as far as they listen; returns how many there were.
+    pub async fn cut(&self) -> u64 {
+        let open = self.open();
+        if open > 0 {
             let cancel = Cancel { id: None, backend: None, cut: Cut::Shutdown };
             let _ = self.director.send(CancelRequest(cancel)).await;
             let last = Instant::now() + LAST_WORDS;
@@ -136,12 +146,7 @@ impl Stopper {
                 tokio::time::sleep(DRAIN_TICK).await;
             }
         }
-        // The last bytes of a reply may still be on their way out: busy connections close behind them, idle ones would
-        // stay for their keep-alive.
-        let flushed = tokio::time::timeout(FLUSH.min(ends.saturating_duration_since(Instant::now())), closed);
-        let _ = flushed.await;
-        tracing::info!(cut, "drained");
-        cut
+        open
     }
 
     /// Ends at once.

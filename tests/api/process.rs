@@ -775,9 +775,16 @@ async fn a_second_signal_stops_at_once() {
         eventually("it drains", || async { running.send("GET", "/ready", &[], "").await.status == 503 }).await;
         let start = Instant::now();
         running.signal(second);
+        let (body, in_order) = drain_body(&mut stream).await;
         let (status, at) = running.ended().await;
         assert_ne!(status.code(), Some(0));
-        assert!(at - start < Duration::from_millis(500), "{:?}", at - start);
+        assert!(at - start < Duration::from_millis(800), "{:?}", at - start);
+        assert!(in_order, "the client is told");
+        assert!(events(&body).last().unwrap().contains("shutdown"), "{body:?}");
+        let printed = running.printed.lock().unwrap().clone();
+        let lines: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let outcomes: Vec<_> = lines.iter().filter_map(|line| line["request"]["outcome"].as_str()).collect();
+        assert_eq!(outcomes, ["cut"], "{printed}");
     }
 }
 
