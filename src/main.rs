@@ -103,7 +103,7 @@ fn check(config: Option<&Path>) -> anyhow::Result<()> {
 fn run(config: Option<&Path>) -> anyhow::Result<()> {
     let settings = settings::load(config)?;
     let telemetry = telemetry::init(&settings)?;
-    let result = actix::System::new().block_on(async move {
+    actix::System::new().block_on(async move {
         let application = Application::start(settings)?;
         let stopper = application.stopper();
         let mut terminate = signal(SignalKind::terminate())?;
@@ -125,9 +125,9 @@ fn run(config: Option<&Path>) -> anyhow::Result<()> {
         }
         let cut = stopper.cut().await;
         anyhow::bail!("stopped at once by a second signal; requests cut: {cut}")
-    });
+    })?;
     telemetry.flush();
-    result
+    Ok(())
 }
 
 fn show(config: Option<&Path>, url: Option<String>, token: Option<String>, once: bool) -> anyhow::Result<()> {
