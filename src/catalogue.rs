@@ -324,6 +324,24 @@ impl Catalogue {
         best(&self.google, |rules| &rules.models, self.alike("google", id))
     }
 
+    /// Whose models it knows, in order.
+    pub fn vendors(&self) -> Vec<&str> {
+        let mut vendors: Vec<&str> = self.models.keys().map(String::as_str).collect();
+        vendors.sort_unstable();
+        vendors
+    }
+
+    /// Whether it has facts or rules of a model.
+    pub fn knows(&self, vendor: &str, id: &str) -> bool {
+        let is_ruled = |names: &[String]| names.iter().any(|name| is_named(id, name));
+        self.model(vendor, id).is_some()
+            || match vendor {
+                "anthropic" => self.anthropic.iter().any(|rules| is_ruled(&rules.models)),
+                "google" => self.google.iter().any(|rules| is_ruled(&rules.models)),
+                _ => false,
+            }
+    }
+
     fn alike<'a>(&'a self, kind: &str, id: &'a str) -> &'a str {
         self.model(kind, id).and_then(|model| model.like.as_deref()).unwrap_or(id)
     }

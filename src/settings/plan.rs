@@ -15,7 +15,7 @@ use super::units::Secret;
 use super::walk::{Findings, nearest};
 use super::{Backend, BackendType, ClientKey, ImageUrls, PathMatch, Pool, Route, Settings, Timeouts, Translation, is_loopback};
 use super::{google, network};
-use crate::catalogue::{Catalogue, Status};
+use crate::catalogue::{Catalogue, Model, Status};
 
 /// Deadline of a request when neither route nor pool sets one.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
@@ -31,6 +31,7 @@ pub(super) fn plan(
     let entries: Vec<Entry> = document.backends.into_iter().flatten().collect();
     unique_names(&entries, findings);
 
+    check_catalogue(&document.catalogue, findings);
     let catalogue = Arc::new(Catalogue::new(document.catalogue));
     let mut backends: Vec<Arc<Backend>> = Vec::new();
     let mut pool_entries: Vec<Entry> = Vec::new();
@@ -100,6 +101,27 @@ pub(super) fn plan(
 
 /// A token with fewer characters is worth a word.
 const SHORT_TOKEN: usize = 12;
+
+/// A fact of nobody's model would never be looked up.
+fn check_catalogue(own: &BTreeMap<String, Model>, findings: &mut Findings) {
+    let built_in = Catalogue::new(BTreeMap::new());
+    let mut vendors = built_in.vendors();
+    vendors.push(BackendType::Simulated.word());
+    for (name, model) in own {
+        let path = format!("catalogue.{name}");
+        let (vendor, id) = name.split_once('/').unwrap_or((name, ""));
+        if id.is_empty() {
+            findings.problem(&path, "a model is named `type/id`, such as `openai/gpt-4o`");
+        } else if vendor == BackendType::Azure.word() {
+            findings.problem(&path, format!("Azure's models are OpenAI's: write `openai/{id}`"));
+        } else if !vendors.contains(&vendor) {
+            let hint = nearest(vendor, &vendors).map_or_else(String::new, |nearest| format!("; did you mean `{nearest}/{id}`?"));
+            findings.problem(&path, format!("`{vendor}` is not one of {}{hint}", vendors.join(", ")));
+        } else if let Some(like) = model.like.as_ref().filter(|like| !built_in.knows(vendor, like)) {
+            findings.problem(&format!("{path}.like"), format!("the built-in catalogue has no model `{vendor}/{like}`"));
+        }
+    }
+}
 
 /// Models that are switched off, or will be, stay as configured: only the operator knows what should take their place.
 fn note_old_models(backend: &Backend, catalogue: &Catalogue, findings: &mut Findings) {

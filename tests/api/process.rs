@@ -160,6 +160,10 @@ fn each_mistake_is_reported_with_its_path_its_reason_and_the_nearest_valid_word(
         (format!("{TWO}telemetry: {{ accessLog: perhaps }}\n"), &["telemetry.accessLog", "`perhaps`"]),
         (format!("{TWO}telemetry: {{ logs: {{ level: inof }} }}\n"), &["telemetry.logs.level", "`inof`", "`info`"]),
         (format!("{TWO}telemetry: {{ logs: {{ level: 'warn,stagedoor=lots' }} }}\n"), &["telemetry.logs.level", "target=level"]),
+        (format!("{TWO}catalogue: {{ opnai/x: {{}} }}\n"), &["catalogue.opnai/x", "did you mean `openai/x`?"]),
+        (format!("{TWO}catalogue: {{ azure-openai/x: {{}} }}\n"), &["catalogue.azure-openai/x", "`openai/x`"]),
+        (format!("{TWO}catalogue: {{ gpt-5: {{}} }}\n"), &["catalogue.gpt-5", "`type/id`"]),
+        (format!("{TWO}catalogue: {{ google/x: {{ like: gemni }} }}\n"), &["catalogue.google/x.like", "`google/gemni`"]),
         (format!("{TWO}telemetry: {{ otlp: {{}} }}\n"), &["telemetry.otlp.endpoint", "required"]),
         (format!("{TWO}telemetry: {{ otlp: {{ endpoint: localhost:4318 }} }}\n"), &["telemetry.otlp.endpoint", "http://"]),
         (
