@@ -9,6 +9,7 @@ pub mod otlp;
 
 use std::cell::Cell;
 use std::fmt;
+use std::io::IsTerminal as _;
 use std::mem::ManuallyDrop;
 
 use opentelemetry_otlp::ExporterBuildError;
@@ -80,7 +81,11 @@ pub fn init(settings: &Settings) -> Result<Telemetry, TelemetryError> {
         // So have the spans.
         filter = filter.with_targets(otlp::SPANS.map(|target| (target, Level::INFO)));
     }
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let mut layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    if !std::io::stdout().is_terminal() {
+        // Else as the environment wants it (`NO_COLOR`).
+        layer.set_ansi(false);
+    }
     let registry = tracing_subscriber::registry().with(filter);
     if settings.logs.format == "pretty" {
         install(registry.with(layer.with_target(false)), tracer);

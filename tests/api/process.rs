@@ -646,6 +646,22 @@ async fn the_access_line_is_whole_whatever_else_is_logged() {
 }
 
 #[tokio::test]
+async fn the_log_for_people_is_plain_text_where_it_goes_to_a_file() {
+    let port = free_port();
+    let mut running = Running::start_quiet(&format!(
+        "server: {{ port: {port}, workers: 1, drainGrace: 50ms }}\ntelemetry: {{ logs: {{ format: pretty }} }}\n\
+         backends:\n  - {{ name: up, type: simulated }}\n",
+    ))
+    .await;
+    assert_eq!(running.chat("up", "hi").await.status, 200);
+    running.signal("TERM");
+    running.ended().await;
+    let printed = running.printed.lock().unwrap().clone();
+    assert!(printed.contains("INFO") && printed.contains("outcome=\"served\""), "{printed}");
+    assert!(!printed.contains('\u{1b}'), "{printed}");
+}
+
+#[tokio::test]
 async fn each_act_of_an_operator_is_logged_with_who_and_what_came_of_it() {
     let mut running = Running::start(
         "server: { port: 0, workers: 1, drainGrace: 50ms }\nadmin: { token: the-admin-token }\n\
