@@ -39,3 +39,4 @@ pub mod startup;
 pub mod story;
 pub mod telemetry;
 pub mod top;
+pub mod words;

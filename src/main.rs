@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use stagedoor::settings::{self, Secret, Simulated, SimulatedDialect};
 use stagedoor::startup::Application;
 use stagedoor::top::{self, Source};
+use stagedoor::words::several;
 use stagedoor::{simulate, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -96,7 +97,7 @@ fn check(config: Option<&Path>) -> anyhow::Result<()> {
     for note in &settings.notes {
         say(&format!("note: {note}"));
     }
-    say(&format!("{}: valid, {} backends", settings.source, settings.backends.len()));
+    say(&format!("{}: valid, {}", settings.source, several(settings.backends.len() as u64, "backend")));
     Ok(())
 }
 

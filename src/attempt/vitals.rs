@@ -8,6 +8,7 @@ use crate::balance::{Health, Moment, Permits, Pulse, Scope, Transition, Transiti
 use crate::chat::{Failure, FailureClass};
 use crate::journal::Journal;
 use crate::settings::Backend;
+use crate::words::in_a_row;
 
 /// What the attempts of one backend share over all workers and generations.
 #[derive(Clone)]
@@ -89,7 +90,7 @@ fn words(transition: &Transition, now: Moment) -> String {
         Transition::Opened { until, class, streak, trips } => {
             let wait = rounded(until.since(now));
             let again = if *trips > 1 { format!(", {trips} times without recovering") } else { String::new() };
-            format!("{}, {streak} in a row{again}: not asked for {wait}", class.word())
+            format!("{}{again}: not asked for {wait}", in_a_row(*class, *streak))
         }
         Transition::Closed { class, since } => {
             let lasted = since.map(|since| rounded(now.since(since)));

@@ -179,7 +179,9 @@ impl Sources<'_> {
                 "Times that a circuit of the backend or of its models has opened or failed its probe.",
                 |backend| backend.circuit_openings,
             ),
-            ("stagedoor_restarts_total", "Starts of the backend's providers after the first.", |backend| backend.restarts),
+            ("stagedoor_restarts_total", "Restarts of the backend; one by an operator counts once for all workers.", |backend| {
+                backend.restarts
+            }),
             ("stagedoor_crashes_total", "Panics that ended a provider of the backend.", |backend| backend.crashes),
         ];
         for (name, help, value) in counted {

@@ -22,6 +22,7 @@ use crate::actors::director::Director;
 use crate::actors::slots::Shared;
 use crate::actors::{AskState, AskStories, FindStories, ShardState, Snapshot};
 use crate::balance::Moment;
+use crate::words::several;
 use books::Books;
 use history::Past;
 use report::Sources;
@@ -187,7 +188,9 @@ impl Monitor {
         let more = count.saturating_sub(self.shed.count);
         if more > 0 && self.shed.told_at.is_none_or(|at| now.since(at) >= SHED_PAUSE) {
             self.shed = Shed { count, told_at: Some(now) };
-            self.shared.journal.note("shed", None, None, format!("{more} requests were refused for want of room"));
+            let were = if more == 1 { "was" } else { "were" };
+            let words = format!("{} {were} refused for want of room", several(more, "request"));
+            self.shared.journal.note("shed", None, None, words);
         }
     }
 

@@ -139,7 +139,7 @@ impl Sources<'_> {
                 tokens_limit: said.tokens.1,
                 seconds_ago: now.since(said.at).as_secs_f64(),
             }),
-            restarts: sum(|state| state.restarts),
+            restarts: u64::from(shared.generation.load(Ordering::Relaxed)).saturating_sub(1),
             crashes: sum(|state| state.crashes),
             last_reason: self.last_reason(index),
             shares,

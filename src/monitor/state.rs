@@ -170,7 +170,7 @@ pub struct Backend {
     pub connections: u64,
     /// What its provider said last about its limits.
     pub headroom: Option<HeadroomState>,
-    /// Starts of its providers after the first, over all workers.
+    /// Restarts; one by an operator counts once, however many workers there are.
     pub restarts: u64,
     /// Of these, those after a panic.
     pub crashes: u64,

@@ -8,6 +8,7 @@ use super::state::{Condition, Level, Verdict};
 use crate::actors::slots::SharedBackend;
 use crate::balance::{CircuitState, MemberStats, ModelSlot, Moment};
 use crate::chat::FailureClass;
+use crate::words::{grouped, in_a_row, several};
 
 /// Clients see errors when more of their requests fail than this.
 const FAILING: f64 = 0.01;
@@ -53,7 +54,7 @@ impl Sources<'_> {
                 // What has crashed too often tells more than its circuit.
                 let words = match self.last_reason(index) {
                     Some(reason) if class == FailureClass::Crashed => reason,
-                    _ => format!("circuit open: {}, {} in a row", class.word(), circuit.streak()),
+                    _ => format!("circuit open: {}", in_a_row(class, circuit.streak())),
                 };
                 return found(Condition::Open, words, until);
             }
@@ -194,7 +195,10 @@ fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
         Level::Unknown => "Nothing was asked for lately: whether the backends answer is not known.".to_owned(),
         Level::Degraded if *down == 0 => "Clients are being served, but a backend ails.".to_owned(),
         Level::Degraded => "Clients are being served by the backends that are left.".to_owned(),
-        Level::Draining => format!("The gateway is about to end: {open} requests are still open."),
+        Level::Draining => {
+            let are = if open == 1 { "is" } else { "are" };
+            format!("The gateway is about to end: {} {are} still open.", several(open, "request"))
+        }
         Level::Failing => "Clients see errors.".to_owned(),
         Level::Down => "Every backend is down.".to_owned(),
     };
@@ -205,8 +209,8 @@ fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
     let minutes = if span >= RECENT { "in 5 minutes".to_owned() } else { format!("in {} s", span.as_secs()) };
     let errors = match (requests, failed) {
         (0, _) => String::new(),
-        (_, 0) => format!(" {} requests {minutes}, none failed.", grouped(*requests)),
-        (_, failed) => format!(" {} of {} requests failed {minutes}.", grouped(*failed), grouped(*requests)),
+        (_, 0) => format!(" {} {minutes}, none failed.", several(*requests, "request")),
+        (_, failed) => format!(" {} of {} failed {minutes}.", grouped(*failed), several(*requests, "request")),
     };
     let absorbed = match absorbed {
         0 => String::new(),
@@ -221,29 +225,9 @@ fn most_frequent(stats: &MemberStats) -> &'static str {
     most.map_or("unknown", |(class, _)| class.word())
 }
 
-/// A count as people read it: `12,345`.
-fn grouped(count: u64) -> String {
-    let digits = count.to_string();
-    let mut written = String::with_capacity(digits.len() * 4 / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            written.push(',');
-        }
-        written.push(digit);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counts_are_written_in_groups_of_three() {
-        for (count, written) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345, "12,345"), (1_234_567, "1,234,567")] {
-            assert_eq!(grouped(count), written);
-        }
-    }
 
     #[test]
     fn the_verdict_says_what_its_counts_are() {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::client::Fetched;
+use crate::words::several;
 
 /// Requests in flight, and events, that are shown at most.
 const LISTED: usize = 8;
@@ -240,7 +241,8 @@ fn backends_of(view: &View, area: Rect) -> Table<'_> {
         0 => Constraint::Length(column.width),
         fill => Constraint::Fill(fill),
     };
-    let title = format!(" {} backends, {} down ", backends.len(), count(&view.state()["verdict"]["backends_down"]));
+    let down = count(&view.state()["verdict"]["backends_down"]);
+    let title = format!(" {}, {down} down ", several(backends.len() as u64, "backend"));
     Table::new(shown, columns.iter().map(width))
         .header(columns.iter().map(|column| column.title).collect::<Row>().dark_gray())
         .block(Block::new().borders(Borders::TOP).title(title))

@@ -817,7 +817,7 @@ async fn top_prints_the_state_once_where_there_is_no_terminal() {
     for token in ["the-admin-token", "the-read-token"] {
         let ended = run(&["top", "--url", &url, "--once"], &[("STAGEDOOR_ADMIN_TOKEN", token)]);
         assert_eq!(ended.code, Some(0), "{}", ended.err);
-        for part in ["SERVING", "1 backends, 0 down", "up ", "well", "in flight"] {
+        for part in ["SERVING", "1 backend, 0 down", "up ", "well", "in flight"] {
             assert!(ended.out.contains(part), "{part}: {}", ended.out);
         }
         assert!(!ended.out.contains('\u{1b}') && !ended.out.contains(token), "{}", ended.out);

@@ -337,6 +337,7 @@ async fn a_restart_reports_what_completed_and_what_moved_and_cuts_nothing_by_def
         let sum: u64 = workers.iter().map(|worker| worker[key].as_u64().unwrap()).sum();
         assert_eq!(report[key], sum, "{key}");
     }
+    assert_eq!(gateway.backend("up").await["restarts"], 1, "one act on two workers");
     let longest = workers.iter().map(|worker| worker["duration_seconds"].as_f64().unwrap()).fold(0.0, f64::max);
     assert_eq!(report["duration_seconds"].as_f64().unwrap(), longest);
 }
