@@ -199,6 +199,7 @@ impl Walker<'_> {
         }
 
         let before = self.findings.problems.len();
+        let noted = self.findings.notes.len();
         let mut checked = self.object(&entry, &own.iter().collect::<Vec<_>>(), path)?;
         if checked.get("name").is_none() {
             // A wrong name has been told; with it the rest of the entry can still be looked through.
@@ -213,6 +214,8 @@ impl Walker<'_> {
             self.findings.problems.extend(other);
             let reasons: Vec<String> = unset.into_iter().map(|problem| problem.reason).collect();
             let name = value.get("name").and_then(Value::as_str).unwrap_or_default();
+            // What else it would lack is of no interest.
+            self.findings.notes.truncate(noted);
             self.findings.notes.push(format!("backend `{name}` is left out: {}", reasons.join("; ")));
             return Some(Value::Null);
         }
