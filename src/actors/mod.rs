@@ -17,6 +17,7 @@
 //!
 //! Requests stay on their worker; only what the director sends and gets crosses threads, and that is plain data.
 
+mod choosing;
 pub mod director;
 mod hedge;
 pub mod pool;

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::call::Call;
-use super::flight::{Cut, Due, End, Flight, FlightGuard, Settled};
+use super::end::{Cut, End, Settled};
+use super::flight::{Due, Flight, FlightGuard};
 use super::memory::Memory;
 use super::token::Minter;
 use super::vitals::Vitals;

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::Instant;
 
-use super::flight::{Cut, End, FlightGuard};
+use super::end::{Cut, End};
+use super::flight::FlightGuard;
 use super::transport::Incoming;
 use crate::chat::{Failure, FailureClass, Keepsake, Usage};
 use crate::dialect::Relay;

@@ -3,6 +3,7 @@
 mod call;
 mod clock;
 mod dial;
+mod end;
 mod fetch;
 mod flight;
 mod flights;
@@ -30,8 +31,9 @@ pub use call::{
 };
 pub use clock::Clock;
 pub use dial::Counted;
+pub use end::{Cut, End, Settled};
 pub use fetch::{Fetcher, Images};
-pub use flight::{Cut, End, Flight, FlightGuard, Settled};
+pub use flight::{Flight, FlightGuard};
 pub use flights::{FlightPlan, FlightView, Flights, Tower};
 pub use headroom::{Headroom, Said};
 pub use http_client::{HttpClient, system_roots, tls_config};

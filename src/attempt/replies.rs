@@ -13,7 +13,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Station;
 use super::call::{Answer, AnswerBody, AnswerHeaders, Call};
-use super::flight::{End, FlightGuard};
+use super::end::End;
+use super::flight::FlightGuard;
 use super::live::{LiveBody, Meter, Upstream};
 use super::transport::Incoming;
 use crate::chat::{Endpoint, Failure, FailureClass, Phase, Usage};
