@@ -146,12 +146,22 @@ pub fn data(event: &[u8]) -> Option<Cow<'_, [u8]>> {
     joined
 }
 
-/// Writes one event with the given data, which must hold no line break.
+/// Whether an event has data and comments only. Clients keep an `id` for all that follows, and the official Python client
+/// then takes the next comment for an event.
+pub fn is_bare(event: &[u8]) -> bool {
+    let mut lines = event.split(|byte| matches!(byte, b'\n' | b'\r'));
+    lines.all(|line| line.is_empty() || line.starts_with(b"data:") || line.starts_with(b":") || line == b"data")
+}
+
+/// Writes one event with the given data; what stands on several lines stays so.
 pub fn event(data: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(data.len() + 8);
-    out.extend_from_slice(b"data: ");
-    out.extend_from_slice(data);
-    out.extend_from_slice(b"\n\n");
+    for line in data.split(|byte| *byte == b'\n') {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line);
+        out.extend_from_slice(b"\n");
+    }
+    out.extend_from_slice(b"\n");
     out.freeze()
 }
 

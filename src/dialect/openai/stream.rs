@@ -239,8 +239,9 @@ impl Relay {
             return Ok(());
         }
         let Some(data) = sse::data(&event) else {
-            // A comment keeps the client's connection alive as well as ours.
-            if self.has_content {
+            // A comment keeps the client's connection alive as well as ours. An event without data would break the official
+            // clients.
+            if self.has_content && sse::is_bare(&event) {
                 self.out.push(event);
             }
             return Ok(());
@@ -248,13 +249,13 @@ impl Relay {
         if data.trim_ascii() == DONE {
             return self.end();
         }
-        // An event without data would break the official Python client.
         if data.trim_ascii().is_empty() {
             return Ok(());
         }
         match self.normaliser {
             Some(_) => self.repair(&data),
-            None => self.pass(&event, &data),
+            None if sse::is_bare(&event) => self.pass(&event, &data),
+            None => self.pass(&sse::event(&data), &data),
         }
     }
 
@@ -443,6 +444,23 @@ mod tests {
         assert!(result.is_err() && !relay.is_done());
         let (_, result, _) = fed(&sse::event(&chunk("a", "null", "\\")));
         assert_eq!(result.unwrap_err().class, FailureClass::Malformed);
+    }
+
+    #[test]
+    fn nothing_but_data_and_comments_reaches_the_client() {
+        let content = String::from_utf8(chunk("a", "null", "")).unwrap();
+        let (head, tail) = content.split_at(content.find(",\"choices\"").unwrap());
+        let mut relay = relay();
+        let sent = format!(
+            "id: 5\nevent: message\ndata: {content}\n\nevent: ping\n\n: note\n\nretry: 3\n\nid: 6\ndata: {content}\n\n\
+             event: x\r\ndata: {head}\r\ndata: {tail}\r\n\r\ndata: [DONE]\n\n"
+        );
+        relay.feed(Bytes::from(sent)).unwrap();
+        let out: Vec<u8> = std::iter::from_fn(|| relay.pop()).flatten().collect();
+        let expected =
+            format!("data: {content}\n\n: note\n\ndata: {content}\n\ndata: {head}\ndata: {tail}\n\ndata: [DONE]\n\n");
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        assert!(relay.is_done());
     }
 
     #[test]
