@@ -86,11 +86,13 @@ pub enum GatewayError {
         /// Why not.
         reason: String,
     },
-    /// All permits are taken and the queue is full.
-    #[error("backend `{backend}` is at its limit of concurrent requests and its queue is full")]
+    /// All permits are taken, and the queue is full or the wait in it was too long.
+    #[error("backend `{backend}` is at its limit of concurrent requests and {}", if *waited { "none ended in time" } else { "its queue is full" })]
     Saturated {
         /// Which backend.
         backend: Arc<str>,
+        /// Whether the request has waited in its queue.
+        waited: bool,
     },
     /// The deadline passed before an answer.
     #[error("the request was not answered within its deadline")]

@@ -109,6 +109,12 @@ impl Trail {
         self.lock().tries.len()
     }
 
+    /// How many tries there have been, and at which backend the last one was.
+    pub fn last_try(&self) -> Option<(usize, u16)> {
+        let trace = self.lock();
+        trace.tries.last().map(|told| (trace.tries.len(), told.backend))
+    }
+
     /// The steps so far.
     pub fn trace(&self) -> Trace {
         self.lock().clone()

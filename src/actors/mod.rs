@@ -92,6 +92,8 @@ pub enum Bounced {
     Saturated,
     /// This generation takes no jobs any more.
     Moved,
+    /// It has waited here, and another member has room by now.
+    Elsewhere,
     /// A circuit refuses it.
     Shut,
     /// It was tried and failed.

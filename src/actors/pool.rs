@@ -301,6 +301,10 @@ impl Core {
                     return self.refuse(job, GatewayError::Internal);
                 }
             }
+            Bounced::Elsewhere => {
+                parts.ledger.forget_queues();
+                self.unask(parts);
+            }
             Bounced::Saturated => {
                 self.count(member, |stats| stats.bounced += 1);
                 self.unask(parts);
@@ -309,7 +313,7 @@ impl Core {
                     if parts.ledger.queue_turn >= parts.ledger.saturated.len() {
                         let backend =
                             Arc::clone(&self.slots.shared.settings.backends[self.plan.members[usize::from(member)]].name);
-                        let error = worst_or(parts, GatewayError::Saturated { backend });
+                        let error = worst_or(parts, GatewayError::Saturated { backend, waited: false });
                         return self.refuse(job, error);
                     }
                     return self.place(job);

@@ -14,17 +14,19 @@ use std::time::Duration;
 use actix::WeakAddr;
 use actix::prelude::*;
 use futures_util::FutureExt as _;
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::pool::crash_failure;
 use super::slots::{JobQueue, Slots, Up};
+use super::view::View;
 use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Retire, RetireReport};
 use crate::attempt::{
     Cut, End, Fetcher, FlightGuard, FlightPlan, Flights, HttpClient, Minter, Settled, Station, Tower, Transport, Verdict,
     panic_message, warm_up, work,
 };
-use crate::balance::{Permit, Probe};
+use crate::balance::{Permit, Probe, any_reachable};
 use crate::chat::Usage;
 use crate::dialect::Dialect;
 use crate::error::GatewayError;
@@ -158,7 +160,7 @@ impl Provider {
             Some(permit) => self.launch(job, permit, ctx),
             None if job.0.ledger.may_queue && self.queue.borrow().len() < self.station.backend.max_queue => {
                 let mut job = job;
-                job.0.ledger.queued_at = Some(Instant::now());
+                job.0.ledger.queued_at.get_or_insert_with(Instant::now);
                 self.queue.borrow_mut().push_back(job);
                 self.note_queue();
                 self.pump_later(ctx);
@@ -237,7 +239,11 @@ impl Provider {
         let (mut waiting, gone): (VecDeque<Job>, VecDeque<Job>) = waiting.into_iter().partition(is_waiting);
         for job in gone {
             let backend = Arc::clone(&self.station.backend.name);
-            let error = if now < job.0.call.deadline { GatewayError::Saturated { backend } } else { GatewayError::Deadline };
+            let error = if now < job.0.call.deadline {
+                GatewayError::Saturated { backend, waited: true }
+            } else {
+                GatewayError::Deadline
+            };
             self.slots.refuse(job, |worst| worst.map_or(error, GatewayError::Upstream));
         }
         let permits = Arc::clone(&self.slots.shared.backends[self.station.backend.index].permits);
@@ -248,11 +254,34 @@ impl Provider {
             job.0.now = self.slots.shared.clock.at(now);
             self.launch(job, permit, ctx);
         }
-        *self.queue.borrow_mut() = waiting;
+        *self.queue.borrow_mut() = self.send_elsewhere(waiting);
         self.note_queue();
         if self.flights.has_queue.get() {
             self.pump_later(ctx);
         }
+    }
+
+    /// Gives jobs back that another member of their pool has room for by now; the others go on waiting.
+    fn send_elsewhere(&self, waiting: VecDeque<Job>) -> VecDeque<Job> {
+        let settings = &self.slots.shared.settings;
+        // By pool, so that no more are given back than there is room.
+        let mut room: SmallVec<[(u16, u64); 1]> = SmallVec::new();
+        let (leaving, staying): (VecDeque<Job>, VecDeque<Job>) = waiting.into_iter().partition(|Job(parts)| {
+            let plan = &settings.pools[usize::from(parts.pool)];
+            let known = room.iter().position(|(pool, _)| *pool == parts.pool).unwrap_or_else(|| {
+                let free = |index: &usize| u64::from(self.slots.shared.backends[*index].permits.free());
+                room.push((parts.pool, plan.members.iter().map(free).sum()));
+                room.len() - 1
+            });
+            let view = View::new(&self.slots, plan, parts);
+            let is_leaving = room[known].1 > 0 && any_reachable(&plan.tree, &view, |leaf| view.has_room(leaf));
+            room[known].1 -= u64::from(is_leaving);
+            is_leaving
+        });
+        for job in leaving {
+            self.bounce(job, Bounced::Elsewhere);
+        }
+        staying
     }
 
     /// Takes no more jobs; what waits goes to the next generation, what flies may finish.

@@ -119,7 +119,12 @@ impl<'a> View<'a> {
         self.plan.child_of(leaf).map_or(0.0, |child| self.weight(child))
     }
 
-    fn look(&self, leaf: usize) -> Door {
+    /// Whether a member would take the request at once, if it was full before or not.
+    pub(super) fn has_room(&self, leaf: usize) -> bool {
+        self.slots.shared.backends[self.plan.members[leaf]].permits.free() > 0 && self.look(leaf, false) == Door::Open
+    }
+
+    fn look(&self, leaf: usize, is_full: bool) -> Door {
         if self.was_tried(leaf) {
             return Door::Barred(Bar::Tried);
         }
@@ -134,7 +139,7 @@ impl<'a> View<'a> {
             SlotState::Down { failed: false, .. } => return Door::Barred(Bar::Starting),
         }
         let Some(model) = self.model(leaf) else { return Door::Barred(Bar::Unfit) };
-        if self.ledger.saturated.contains(&place(leaf)) {
+        if is_full {
             return Door::Barred(Bar::Full);
         }
         match shared.health.state(self.find_slot(leaf, model), self.now) {
@@ -159,7 +164,7 @@ impl<'a> View<'a> {
 
 impl Members for View<'_> {
     fn door(&self, leaf: usize) -> Door {
-        let door = self.look(leaf);
+        let door = self.look(leaf, self.ledger.saturated.contains(&place(leaf)));
         if door != Door::Open && self.slots.tells_stories() {
             let mut passed_over = self.passed_over.borrow_mut();
             if passed_over.len() < TOLD && !passed_over.iter().any(|(known, _)| *known == place(leaf)) {

@@ -37,6 +37,11 @@ impl Permits {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Permits that are free now; `u32::MAX` without a limit.
+    pub fn free(&self) -> u32 {
+        self.limit().map_or(u32::MAX, |limit| limit.saturating_sub(self.used()))
+    }
+
     /// The limit, if there is one.
     pub fn limit(&self) -> Option<u32> {
         self.limit

@@ -94,6 +94,13 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
             let mut response = error(&failure);
             let status = response.status().as_u16();
             log.failed(&failure, status, status);
+            if let Some((attempts, backend)) = log.asked()
+                && !response.headers().contains_key(X_ATTEMPTS)
+                && let Ok(name) = HeaderValue::from_str(backend)
+            {
+                response.headers_mut().insert(X_BACKEND, name);
+                response.headers_mut().insert(X_ATTEMPTS, HeaderValue::from(attempts));
+            }
             if let Some(tried) = log.tried().and_then(|tried| HeaderValue::try_from(tried).ok()) {
                 response.headers_mut().insert(X_FAILED, tried);
             }

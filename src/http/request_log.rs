@@ -133,6 +133,27 @@ impl RequestLog {
             self.backend.clone_from(&failure.backend);
             self.attempts = failure.attempts;
         }
+        self.note_tries();
+    }
+
+    /// Takes over from the story what an ending without an answer does not say: how often it was tried, and where last.
+    fn note_tries(&mut self) {
+        let Some(call) = self.call.as_ref().filter(|_| self.attempts == 0) else { return };
+        let Some((tries, backend)) = call.trail.last_try() else { return };
+        self.attempts = u32::try_from(tries).unwrap_or(u32::MAX);
+        if self.backend.is_none() {
+            self.backend =
+                self.gateway.shared.settings.backends.get(usize::from(backend)).map(|backend| Arc::clone(&backend.name));
+        }
+        // As it is counted for its backend.
+        if self.outcome == "cancelled" && self.usage.is_none() && call.touched.load(Ordering::Relaxed) {
+            self.usage = Some(Usage::estimate(call.body.len(), 0));
+        }
+    }
+
+    /// Tries made, and who was asked last, if anybody was.
+    pub(super) fn asked(&self) -> Option<(u32, &Arc<str>)> {
+        Some((self.attempts, self.backend.as_ref()?)).filter(|(attempts, _)| *attempts > 0)
     }
 
     /// What the request cost in US dollars, where every price it needs is known.
@@ -252,6 +273,7 @@ impl Drop for RequestLog {
             counting.end(self.outcome);
         }
         let duration = self.started.elapsed();
+        self.note_tries();
         self.count(duration);
         let usage = self.usage.unwrap_or_default();
         let is_logged = self.gateway.shared.settings.telemetry.access_log;

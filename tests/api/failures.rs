@@ -275,6 +275,7 @@ async fn the_deadline_of_a_pool_or_route_ends_a_request_with_504() {
         let (reply, took) = timed(gateway.post("/v1/chat/completions", &chat_body("pool", "hi", stream))).await;
         assert_eq!(reply.status, 504, "{}", reply.text());
         assert_about(400, took, "pool");
+        assert_eq!((reply.header("x-stagedoor-backend"), reply.header("x-stagedoor-attempts")), (Some("first"), Some("1")));
     }
     let routes = "routes:\n  - { name: chat, path: /v1/chat/completions, backend: first, deadline: 300ms }\n";
     let gateway = Gateway::start(&format!("{backends}{routes}"));

@@ -216,6 +216,38 @@ async fn a_full_member_is_skipped_and_a_full_pool_waits() {
 }
 
 #[tokio::test]
+async fn what_waits_at_a_full_member_goes_to_another_that_has_room_first() {
+    let (small, gate) = gated().await;
+    let (big, big_gate) = gated().await;
+    let gateway = Gateway::start(&format!(
+        "server: {{ port: 0, workers: 2 }}\nbackends:\n  - {{ name: both, type: pool, strategy: weighted, backends: [{{ name: small, weight: 1000000 }}, {{ name: big, weight: 0.001 }}] }}\n{}{}",
+        backend("small", &small.endpoint(), "maxConcurrent: 1"),
+        backend("big", &big.endpoint(), "maxConcurrent: 1")
+    ));
+    let mut held = Vec::new();
+    for name in ["small", "big"] {
+        held.push(open_chat(&gateway, "both", "held").await);
+        eventually("it is full", || async { count(&gateway, name, "in_flight").await == 1 }).await;
+    }
+    let mut waiting = Vec::new();
+    for number in 1..=4 {
+        waiting.push(open_chat(&gateway, "both", "waits").await);
+        eventually("it waits", || async {
+            count(&gateway, "small", "queued").await + count(&gateway, "big", "queued").await == number
+        })
+        .await;
+    }
+    assert!(count(&gateway, "small", "queued").await > 0);
+    big_gate.send_replace(true);
+    for client in waiting.iter_mut().chain(&mut held[1..]) {
+        assert_eq!(read_head(client).await.status, 200);
+    }
+    assert_eq!(count(&gateway, "small", "in_flight").await, 1, "the small one was never free");
+    gate.send_replace(true);
+    assert_eq!(read_head(&mut held[0]).await.status, 200);
+}
+
+#[tokio::test]
 async fn what_waits_at_a_full_member_counts_for_the_model_that_it_is_asked_for_there() {
     let (small, gate) = gated().await;
     let (big, big_gate) = gated().await;

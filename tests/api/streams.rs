@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
@@ -450,6 +450,10 @@ async fn a_client_that_leaves_ends_the_upstream_request_within_a_second() {
         assert!(closed - left < Duration::from_secs(1), "{how}: {:?}", closed - left);
         eventually("it counts as cancelled", || async { gateway.member("up", "up").await["cancelled"] == 1 }).await;
         assert_eq!(gateway.backend("up").await["permits"]["used"], 0, "{how}");
+        let told = gateway.get("/admin/api/requests?outcome=cancelled").await.json()["recent"][0].clone();
+        assert_eq!((&told["backend"], &told["attempts"]), (&json!("up"), &json!(1)), "{how}: {told}");
+        let counted = gateway.member("up", "up").await["prompt_tokens"].clone();
+        assert_eq!((&told["usage"]["prompt_tokens"], &told["usage"]["estimated"]), (&counted, &json!(true)), "{how}: {told}");
     }
 }
 

@@ -457,8 +457,7 @@ mod tests {
         );
         relay.feed(Bytes::from(sent)).unwrap();
         let out: Vec<u8> = std::iter::from_fn(|| relay.pop()).flatten().collect();
-        let expected =
-            format!("data: {content}\n\n: note\n\ndata: {content}\n\ndata: {head}\ndata: {tail}\n\ndata: [DONE]\n\n");
+        let expected = format!("data: {content}\n\n: note\n\ndata: {content}\n\ndata: {head}\ndata: {tail}\n\ndata: [DONE]\n\n");
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         assert!(relay.is_done());
     }
