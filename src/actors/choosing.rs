@@ -38,6 +38,9 @@ impl Core {
             table.remember(key, choice.leaf, view.now);
         }
         let slot = view.model_slot(choice.leaf);
+        if let Some(member) = self.stats().borrow_mut().members.get_mut(choice.leaf) {
+            member.chosen += 1;
+        }
         let shared = &self.slots.shared;
         shared.backends[self.plan.members[choice.leaf]].health.slot(slot).pulse.choose(view.now);
         if self.slots.tells_stories() {

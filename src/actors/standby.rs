@@ -69,7 +69,8 @@ impl Standby {
         let now = Instant::now();
         for watched in &mut self.watched {
             let is_recent = |at: Option<Instant>| at.is_some_and(|at| now.duration_since(at) < watched.interval);
-            if is_recent(watched.last)
+            if watched.is_busy.get()
+                || is_recent(watched.last)
                 || has_traffic(slots, watched.backend, watched.interval)
                 || !may_ask(slots, watched.backend)
             {
@@ -93,10 +94,13 @@ fn has_traffic(slots: &Slots, backend: usize, interval: Duration) -> bool {
     served.into_iter().chain(failed).any(|at| now.since(at) < interval)
 }
 
-/// An open circuit is asked again when its time has come, and a drained backend not at all.
+/// An open circuit, of the backend or of the model that is asked for, is asked again when its time has come, and a drained
+/// backend not at all.
 fn may_ask(slots: &Slots, backend: usize) -> bool {
     let shared = &slots.shared.backends[backend];
-    let is_open = matches!(shared.health.circuit.state(slots.shared.clock.now()), CircuitState::Open { .. });
+    let settings = &slots.shared.settings.backends[backend];
+    let slot = shared.health.slot_of(settings.native_model(Some(settings.usual_model()), true).unwrap_or_default(), 0);
+    let is_open = matches!(shared.health.state(slot, slots.shared.clock.now()), CircuitState::Open { .. });
     let is_up = matches!(*slots.providers[backend].state.borrow(), SlotState::Up(_));
     is_up && !is_open && !shared.drained.load(Ordering::Relaxed)
 }
@@ -113,7 +117,11 @@ async fn check(slots: Rc<Slots>, index: usize, was_well: Rc<Cell<Option<bool>>>)
     counting.end(if matches!(reply, Ok(Ok(_))) { "served" } else { "failed" });
     let Ok(reply) = reply else { return };
     let (is_well, words) = match verdict(&reply) {
-        Ok(()) => (true, format!("answers, after {} ms", begun.elapsed().as_millis())),
+        Ok(()) => {
+            let health = &slots.shared.backends[index].health;
+            health.note_answer(slots.shared.clock.now());
+            (true, format!("answers, after {} ms", begun.elapsed().as_millis()))
+        }
         Err(reason) => (false, reason),
     };
     if was_well.replace(Some(is_well)) != Some(is_well) {

@@ -23,6 +23,8 @@ pub struct RouteStats {
     pub outcomes: [u64; OUTCOMES.len()],
     /// Of the failed ones, those that the client is to mend: status 4xx but for 429.
     pub client_errors: u64,
+    /// Of the cancelled ones, those whose client left before any content had come.
+    pub given_up: u64,
     /// Of the failed and truncated ones, how many of each class; there are few classes.
     pub classes: Vec<(&'static str, u64)>,
     /// Whole time of the requests that were served.
@@ -39,6 +41,7 @@ impl RouteStats {
             *mine += theirs;
         }
         self.client_errors += other.client_errors;
+        self.given_up += other.given_up;
         for (class, count) in &other.classes {
             self.count_class(class, *count);
         }

@@ -282,8 +282,14 @@ impl Flight {
             End::Truncated(class) => {
                 vitals.failed(self.slot, &Failure::new(class, ""), true, self.started, now);
             }
-            End::Cancelled if self.load.is_some() && self.first_content.get().is_none() => {
-                vitals.pulse(self.slot).given_up(self.stream, now.since(self.try_started.get()), now);
+            End::Cancelled if self.first_content.get().is_none() => {
+                // Where the first member was quicker, nobody has waited for this one.
+                if !self.is_hedge {
+                    vitals.health.note_given_up();
+                }
+                if self.load.is_some() {
+                    vitals.pulse(self.slot).given_up(self.stream, now.since(self.try_started.get()), now);
+                }
             }
             End::Failed(_) | End::Cancelled | End::Cut => {}
         }

@@ -1,6 +1,6 @@
 //! Health of one backend: its circuits and pulses by model, shared by all workers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -74,6 +74,10 @@ pub struct Health {
     slots: Vec<ModelSlot>,
     served: AtomicU64,
     failed: AtomicU64,
+    /// When content has come last.
+    answered: AtomicU64,
+    /// Requests left without any content since content has come.
+    given_up: AtomicU32,
 }
 
 impl Health {
@@ -84,7 +88,15 @@ impl Health {
         models.dedup();
         let slot = |model: String| ModelSlot { model: model.into(), circuit: Circuit::default(), pulse: Pulse::default() };
         let slots = models.into_iter().chain([OTHER.to_owned()]).map(slot).collect();
-        Self { rules, circuit: Circuit::default(), slots, served: AtomicU64::new(0), failed: AtomicU64::new(0) }
+        Self {
+            rules,
+            circuit: Circuit::default(),
+            slots,
+            served: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            given_up: AtomicU32::new(0),
+        }
     }
 
     /// The slot of a model. A right guess saves the search, whose every step is at another place of memory.
@@ -122,6 +134,29 @@ impl Health {
     /// When a request was last served, and when one last failed.
     pub fn last(&self) -> (Option<Moment>, Option<Moment>) {
         (Moment::from_raw(self.served.load(Ordering::Relaxed)), Moment::from_raw(self.failed.load(Ordering::Relaxed)))
+    }
+
+    /// When the last content has come, whether its request was served to the end or not.
+    pub fn last_answer(&self) -> Option<Moment> {
+        Moment::from_raw(self.answered.load(Ordering::Relaxed))
+    }
+
+    /// It has answered.
+    pub fn note_answer(&self, now: Moment) {
+        self.answered.store(now.raw(), Ordering::Relaxed);
+        if self.given_up() > 0 {
+            self.given_up.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Requests in a row whose clients have left before any content had come.
+    pub fn given_up(&self) -> u32 {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// A client has left before any content had come.
+    pub fn note_given_up(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
     }
 
     /// State of both circuits together, as [`Self::admit`] sees it: an open one refuses, a known reason before a soft one, the
@@ -182,6 +217,7 @@ impl Health {
 
     /// A request that began then has brought content: what was open is well again.
     pub fn recovered(&self, slot: u16, began: Moment, now: Moment) -> Transitions {
+        self.note_answer(now);
         let mut transitions = Transitions::new();
         if let Some(transition) = self.circuit.recovered(began, now) {
             transitions.push((Scope::Backend, transition));
@@ -227,6 +263,7 @@ impl Health {
 
     /// Closes every circuit, or one model's and the backend's, and forgets what was measured; says how many were not closed.
     pub fn reset(&self, model: Option<&str>, now: Moment) -> usize {
+        self.given_up.store(0, Ordering::Relaxed);
         let chosen = self.slots.iter().filter(|slot| model.is_none_or(|model| *slot.model == *model));
         let closed = chosen
             .map(|slot| {

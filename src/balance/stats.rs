@@ -114,6 +114,8 @@ fn upper_bound(bucket: usize) -> Duration {
 /// Statistics of one member of a pool on one worker.
 #[derive(Debug, Clone, Default)]
 pub struct MemberStats {
+    /// Times that it was chosen, whatever came of it.
+    pub chosen: u64,
     /// Attempts settled.
     pub attempts: u64,
     /// Attempts whose reply was served.
@@ -186,6 +188,7 @@ impl MemberStats {
             *mine = mine.saturating_sub(before);
         }
         Self {
+            chosen: self.chosen.saturating_sub(earlier.chosen),
             attempts: self.attempts.saturating_sub(earlier.attempts),
             served: self.served.saturating_sub(earlier.served),
             retried: self.retried.saturating_sub(earlier.retried),
@@ -213,6 +216,7 @@ impl MemberStats {
             }
             (mine, theirs) => mine.or(theirs),
         };
+        self.chosen += other.chosen;
         self.attempts += other.attempts;
         self.served += other.served;
         self.retried += other.retried;

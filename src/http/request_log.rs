@@ -193,8 +193,9 @@ impl RequestLog {
         if self.outcome == "served" {
             route.duration.add(duration);
         }
-        if let Some(after) = self.first_content {
-            route.first_content.add(after);
+        match self.first_content {
+            Some(after) => route.first_content.add(after),
+            None => route.given_up += u64::from(self.outcome == "cancelled"),
         }
         if let Some(class) = self.class {
             route.count_class(class, 1);

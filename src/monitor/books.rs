@@ -10,7 +10,7 @@ use crate::settings::Settings;
 pub(crate) struct Books {
     /// By backend, over all pools.
     pub(crate) backends: Vec<MemberStats>,
-    /// By pool and member.
+    /// By pool and member: times that it was chosen.
     pub(crate) members: Vec<Vec<u64>>,
     /// By route + 1.
     pub(crate) routes: Vec<RouteStats>,
@@ -25,6 +25,8 @@ pub(crate) struct GatewayCount {
     pub(crate) outcomes: [u64; 5],
     /// Of the failed ones, those that the client is to mend.
     pub(crate) client_errors: u64,
+    /// Of the cancelled ones, those that were left before any content had come.
+    pub(crate) given_up: u64,
     /// Requests served although an earlier try had failed.
     pub(crate) absorbed: u64,
     /// Requests refused since there was no room.
@@ -52,17 +54,17 @@ impl Books {
         let mut gateway = GatewayCount::default();
         let mut members = Vec::with_capacity(settings.pools.len());
         for plan in &settings.pools {
-            let mut attempts = vec![0; plan.members.len()];
+            let mut chosen = vec![0; plan.members.len()];
             for state in shards.iter().map(|shard| &shard.pools[plan.index]) {
                 gateway.absorbed += state.absorbed;
-                for ((stats, backend), attempts) in state.members.iter().zip(&plan.members).zip(&mut attempts) {
-                    *attempts += stats.attempts;
-                    if stats.attempts > 0 || stats.bounced > 0 {
+                for ((stats, backend), chosen) in state.members.iter().zip(&plan.members).zip(&mut chosen) {
+                    *chosen += stats.chosen;
+                    if stats.chosen > 0 || stats.attempts > 0 {
                         backends[*backend].merge(stats);
                     }
                 }
             }
-            members.push(attempts);
+            members.push(chosen);
         }
         let routes = routes(settings, shards);
         for route in &routes {
@@ -70,6 +72,7 @@ impl Books {
                 *sum += count;
             }
             gateway.client_errors += route.client_errors;
+            gateway.given_up += route.given_up;
             gateway.shed += route.classes.iter().filter(|(class, _)| *class == "saturated").map(|(_, count)| count).sum::<u64>();
         }
         Self { backends, members, routes, gateway }

@@ -104,6 +104,11 @@ impl Sources<'_> {
         for (route, stats) in &routes {
             family.put(&[("route", route)], stats.client_errors);
         }
+        let help = "Cancelled requests whose client left before any content had come.";
+        let mut family = page.counter("stagedoor_given_up_total", help);
+        for (route, stats) in &routes {
+            family.put(&[("route", route)], stats.given_up);
+        }
         let mut family = page.histogram("stagedoor_request_duration_seconds", "Whole time of the requests that were served.");
         for (route, stats) in &routes {
             family.buckets(&[("route", route)], &stats.duration);

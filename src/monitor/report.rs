@@ -273,6 +273,7 @@ impl Sources<'_> {
                 requests: stats.requests,
                 outcomes: Outcomes::from(stats.outcomes),
                 client_errors: stats.client_errors,
+                given_up: stats.given_up,
                 failures: stats.classes.iter().copied().collect(),
                 first_content_seconds: quantiles(&stats.first_content),
                 duration_seconds: quantiles(&stats.duration),

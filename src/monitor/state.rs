@@ -75,6 +75,10 @@ pub struct Verdict {
     pub failed: u64,
     /// `failed` of `requests`; `null` without requests.
     pub error_rate: Option<f64>,
+    /// Requests whose clients left before any content had come; not in `requests`.
+    pub given_up: u64,
+    /// Requests that failed and that their clients are to mend; not in `requests`.
+    pub client_errors: u64,
     /// Requests that were served although a first try had failed.
     pub absorbed: u64,
     /// Requests per second over the last minute.
@@ -87,13 +91,13 @@ pub struct Verdict {
 pub enum Level {
     /// Clients are served.
     Serving,
-    /// Nothing has been asked for: nothing is known.
+    /// Nothing has been asked for that could tell: nothing is known.
     Unknown,
     /// Clients are served, but something is ill.
     Degraded,
     /// The process is about to end.
     Draining,
-    /// Clients see errors.
+    /// Clients see errors, or give up waiting.
     Failing,
     /// No backend can take a request.
     Down,
@@ -501,6 +505,8 @@ pub struct Route {
     pub outcomes: Outcomes,
     /// Of the failed ones, those that the client is to mend.
     pub client_errors: u64,
+    /// Of the cancelled ones, those whose client left before any content had come.
+    pub given_up: u64,
     /// Failed and broken ones by class.
     pub failures: BTreeMap<&'static str, u64>,
     /// Time to first content, since the process started.

@@ -14,6 +14,15 @@ use crate::words::{grouped, in_a_row, several};
 const FAILING: f64 = 0.01;
 /// A backend of which more of its recent attempts fail than this ails.
 const AILING: f64 = 0.2;
+/// Clients are not served when more of them than this leave without any content, and at least so many.
+const GIVEN_UP: (f64, u64) = (0.2, 3);
+/// A backend ails when so many clients in a row have left without any content.
+const LEFT: u32 = 3;
+/// It ails too when its requests wait, on average, longer than this many times what is expected, and at least so many
+/// seconds; or so many where nothing is known yet.
+const SILENT: (f64, f64, f64) = (3.0, 10.0, 30.0);
+/// Tokens of a long answer.
+const LONG: f64 = 4_000.0;
 
 /// A backend's condition, why, and until when.
 pub(super) struct Finding {
@@ -93,8 +102,19 @@ impl Sources<'_> {
             let words = format!("{} of {tried} tries failed: {}", stats.ill_tries(), most_frequent(&stats));
             return found(Condition::Ailing, words, None);
         }
+        let left = shared.health.given_up();
+        if left >= LEFT {
+            let words = format!("the last {left} requests were given up before any content had come");
+            return found(Condition::Ailing, words, None);
+        }
+        if let Some(waited) = silence(shared, now) {
+            let words = format!("its requests have waited {waited:.0} s for an answer, on average");
+            return found(Condition::Ailing, words, None);
+        }
         let recently = |at: Option<Moment>| at.is_some_and(|at| now.since(at) < RECENT);
         let (served, failed) = shared.health.last();
+        let served = served.max(shared.health.last_answer());
+        let in_flight = shared.permits.used();
         if recently(served) {
             found(Condition::Well, "answers".to_owned(), None)
         } else if recently(failed) {
@@ -102,6 +122,9 @@ impl Sources<'_> {
         } else if served.or(failed).is_none() && self.books.backends[index].attempts > 0 {
             let words = "nothing that was asked of it says yet how it is: it was left, cut, crashed, or the client's mistake";
             found(Condition::Unknown, words.to_owned(), None)
+        } else if in_flight > 0 {
+            let words = format!("{} in flight, and no answer yet", several(u64::from(in_flight), "request"));
+            found(Condition::Unknown, words, None)
         } else if served.or(failed).is_none() {
             found(Condition::Unknown, "nothing was asked of it yet".to_owned(), None)
         } else {
@@ -129,6 +152,8 @@ impl Sources<'_> {
         let requests = gateway.answered().saturating_sub(since.answered());
         let failed = gateway.failed().saturating_sub(since.failed());
         let absorbed = gateway.absorbed.saturating_sub(since.absorbed);
+        let given_up = gateway.given_up.saturating_sub(since.given_up);
+        let client_errors = gateway.client_errors.saturating_sub(since.client_errors);
         let lately = self.past.before(LATELY, self.now);
         let requests_per_second = lately.map_or(0.0, |(books, span)| {
             let all = |outcomes: &[u64; 5]| outcomes.iter().sum::<u64>();
@@ -138,8 +163,8 @@ impl Sources<'_> {
         let error_rate = (requests > 0).then(|| failed as f64 / requests as f64);
         let down = findings.iter().filter(|finding| finding.condition.is_down()).count();
         let draining = self.shared.draining.load(Ordering::Relaxed);
-        let level = level(findings, requests, error_rate, draining);
-        let counts = Counts { requests, failed, absorbed, down, backends: findings.len() };
+        let counts = Counts { requests, failed, given_up, client_errors, absorbed, down, backends: findings.len() };
+        let level = level(findings, &counts, draining);
         let open = self.shared.open_requests.load(Ordering::Relaxed);
         Verdict {
             level,
@@ -150,6 +175,8 @@ impl Sources<'_> {
             requests,
             failed,
             error_rate,
+            given_up,
+            client_errors,
             absorbed,
             requests_per_second,
         }
@@ -160,17 +187,39 @@ impl Sources<'_> {
 struct Counts {
     requests: u64,
     failed: u64,
+    given_up: u64,
+    client_errors: u64,
     absorbed: u64,
     down: usize,
     backends: usize,
 }
 
-fn level(findings: &[Finding], requests: u64, error_rate: Option<f64>, draining: bool) -> Level {
+impl Counts {
+    fn see_errors(&self) -> bool {
+        self.failed as f64 > self.requests as f64 * FAILING
+    }
+
+    fn give_up(&self) -> bool {
+        let (share, least) = GIVEN_UP;
+        self.given_up >= least && self.given_up as f64 > (self.requests + self.given_up) as f64 * share
+    }
+}
+
+/// How long a backend's requests have waited for an answer on average, where that is too long.
+fn silence(shared: &SharedBackend, now: Moment) -> Option<f64> {
+    let (times, least, unknown) = SILENT;
+    let beats = shared.health.slots().iter().flat_map(|slot| [true, false].map(|stream| slot.pulse.beat(stream, LONG, now)));
+    let bound = |expected: Option<f64>| expected.map_or(unknown, |seconds| (seconds * times).max(least));
+    let late = beats.filter(|beat| beat.waiting > 0 && beat.waited > bound(beat.expected));
+    late.map(|beat| beat.waited).max_by(f64::total_cmp)
+}
+
+fn level(findings: &[Finding], counts: &Counts, draining: bool) -> Level {
     let is = |condition: Condition| findings.iter().any(|finding| finding.condition == condition);
     if findings.iter().all(|finding| finding.condition.is_down()) {
         return Level::Down;
     }
-    if error_rate.is_some_and(|rate| rate > FAILING) {
+    if counts.see_errors() || counts.give_up() {
         return Level::Failing;
     }
     if draining {
@@ -180,7 +229,7 @@ fn level(findings: &[Finding], requests: u64, error_rate: Option<f64>, draining:
         |finding: &Finding| finding.condition.is_down() || matches!(finding.condition, Condition::Ailing | Condition::HalfOpen);
     let ails = findings.iter().any(is_ill);
     // Where nobody was asked, nobody knows.
-    let is_known = requests > 0 || is(Condition::Well);
+    let is_known = counts.requests > 0 || is(Condition::Well);
     match (is_known, ails) {
         (false, _) => Level::Unknown,
         (true, true) => Level::Degraded,
@@ -189,9 +238,12 @@ fn level(findings: &[Finding], requests: u64, error_rate: Option<f64>, draining:
 }
 
 fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
-    let Counts { requests, failed, absorbed, down, backends } = counts;
+    let Counts { requests, failed, given_up, client_errors, absorbed, down, backends } = counts;
     let begin = match level {
         Level::Serving => "Clients are being served.".to_owned(),
+        Level::Unknown if given_up + client_errors > 0 => {
+            "Nobody was served lately, and no backend is known to be ill.".to_owned()
+        }
         Level::Unknown => "Nothing was asked for lately: whether the backends answer is not known.".to_owned(),
         Level::Degraded if *down == 0 => "Clients are being served, but a backend ails.".to_owned(),
         Level::Degraded => "Clients are being served by the backends that are left.".to_owned(),
@@ -199,6 +251,7 @@ fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
             let are = if open == 1 { "is" } else { "are" };
             format!("The gateway is about to end: {} {are} still open.", several(open, "request"))
         }
+        Level::Failing if !counts.see_errors() => "Clients give up waiting.".to_owned(),
         Level::Failing => "Clients see errors.".to_owned(),
         Level::Down => "Every backend is down.".to_owned(),
     };
@@ -212,11 +265,20 @@ fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
         (_, 0) => format!(" {} {minutes}, none failed.", several(*requests, "request")),
         (_, failed) => format!(" {} of {} failed {minutes}.", grouped(*failed), several(*requests, "request")),
     };
+    let given_up = match given_up {
+        0 => String::new(),
+        _ => format!(" {} left before any content had come.", several(*given_up, "client")),
+    };
+    // What clients are to mend matters where it is much of all.
+    let mistakes = match client_errors {
+        _ if *client_errors * 20 <= *requests => String::new(),
+        _ => format!(" {} refused for the clients to mend.", several(*client_errors, "request")),
+    };
     let absorbed = match absorbed {
         0 => String::new(),
         _ => format!(" Retries and failover saved {}.", grouped(*absorbed)),
     };
-    format!("{begin}{down}{errors}{absorbed}")
+    format!("{begin}{down}{errors}{given_up}{mistakes}{absorbed}")
 }
 
 fn most_frequent(stats: &MemberStats) -> &'static str {
@@ -231,11 +293,23 @@ mod tests {
 
     #[test]
     fn the_verdict_says_what_its_counts_are() {
-        let counts = Counts { requests: 12_345, failed: 0, absorbed: 1_000, down: 1, backends: 4 };
+        let counts =
+            Counts { requests: 12_345, failed: 0, given_up: 0, client_errors: 600, absorbed: 1_000, down: 1, backends: 4 };
         assert_eq!(
             words(Level::Degraded, &counts, RECENT, 0),
             "Clients are being served by the backends that are left. 1 of 4 backends is down. 12,345 requests in 5 minutes, \
              none failed. Retries and failover saved 1,000."
         );
+    }
+
+    #[test]
+    fn clients_that_leave_or_are_to_mend_their_requests_are_told_of() {
+        let counts = Counts { requests: 20, failed: 0, given_up: 40, client_errors: 2, absorbed: 0, down: 0, backends: 1 };
+        assert!(counts.give_up() && !counts.see_errors());
+        let told = words(Level::Failing, &counts, RECENT, 0);
+        let expected = "Clients give up waiting. 20 requests in 5 minutes, none failed. 40 clients left before any content had \
+                        come. 2 requests refused for the clients to mend.";
+        assert_eq!(told, expected);
+        assert!(!Counts { given_up: 4, ..counts }.give_up(), "a few always leave");
     }
 }

@@ -408,6 +408,64 @@ async fn what_clients_are_to_mend_makes_no_backend_ill() {
 }
 
 #[tokio::test]
+async fn clients_that_give_up_show_although_nothing_has_failed() {
+    let provider = Provider::start(|request, mut wire| async move {
+        if request.json()["messages"][0]["content"] == "hang" {
+            wire.await_close().await;
+            return None;
+        }
+        wire.json(200, &crate::support::completion("x")).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), "")));
+    for _ in 0..4 {
+        assert_eq!(gateway.chat("up", "quick").await.status, 200);
+    }
+    for _ in 0..4 {
+        let left = tokio::time::timeout(std::time::Duration::from_millis(100), gateway.chat("up", "hang")).await;
+        assert!(left.is_err());
+    }
+    crate::support::eventually("all have left", || async { gateway.state().await["verdict"]["given_up"] == 4 }).await;
+    let state = gateway.state().await;
+    let (verdict, up) = (&state["verdict"], &state["backends"][0]);
+    assert_eq!(
+        (&verdict["level"], &verdict["requests"], &verdict["failed"]),
+        (&json!("failing"), &json!(4), &json!(0)),
+        "{verdict}"
+    );
+    let words = verdict["words"].as_str().unwrap();
+    assert!(words.starts_with("Clients give up waiting.") && words.contains("4 clients left before any content"), "{words}");
+    assert_eq!((&up["condition"], &state["routes"][0]["given_up"]), (&json!("ailing"), &json!(4)), "{up}");
+    assert!(up["reason"].as_str().unwrap().contains("the last 4 requests were given up"), "{up}");
+    assert_eq!(gateway.chat("up", "quick").await.status, 200);
+    assert_eq!(gateway.state().await["backends"][0]["condition"], "well");
+}
+
+#[tokio::test]
+async fn a_backend_that_still_streams_its_first_answers_is_known_and_has_its_share() {
+    let gateway = Gateway::start(
+        "server: { port: 0, workers: 1 }\nbackends:\n  - { name: long, type: simulated, config: { firstToken: 1ms, tokensPerSecond: 1, tokens: 100 } }\n  \
+         - { name: mute, type: simulated, config: { firstToken: 100s } }\n  \
+         - { name: p, type: pool, strategy: round-robin, backends: [ { name: long }, { name: mute } ] }\n",
+    );
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(gateway.open_stream("p", "hi").await);
+    }
+    crate::support::eventually("all are under way", || async {
+        let state = gateway.state().await;
+        state["backends"][0]["condition"] == "well" && state["backends"][1]["in_flight"] == 2
+    })
+    .await;
+    let state = gateway.state().await;
+    for backend in 0..2 {
+        assert_eq!(state["backends"][backend]["shares"][0]["now"], 0.5, "{state}");
+    }
+    assert_eq!(state["backends"][1]["reason"], "2 requests in flight, and no answer yet");
+}
+
+#[tokio::test]
 async fn a_backend_that_would_be_asked_next_is_not_called_down() {
     let provider = Provider::start(|_, mut wire| async move {
         let headers = [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-limit-requests", "100")];

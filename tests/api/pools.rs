@@ -400,6 +400,33 @@ async fn a_standby_without_traffic_is_checked_and_a_dead_one_is_known() {
 }
 
 #[tokio::test]
+async fn a_standby_is_not_checked_before_its_time_nor_while_a_check_is_under_way() {
+    let limited = Provider::start(|_, mut wire| async move {
+        let body = json!({ "error": { "message": "slow down", "type": "t", "code": null } });
+        wire.reply(429, "application/json", &[("retry-after", "600")], body.to_string().as_bytes()).await;
+        Some(wire)
+    })
+    .await;
+    let mute = Provider::start(|_, mut wire| async move {
+        wire.await_close().await;
+        None
+    })
+    .await;
+    let odd = switched("odd", 400, &switch(true)).await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}{}{}{}",
+        backend("limited", &limited.endpoint(), "maxRetries: 0"),
+        backend("mute", &mute.endpoint(), ""),
+        backend("odd", &odd.endpoint(), ""),
+        pool("weighted", "{ name: limited }, { name: mute }, { name: odd }", "standby: { interval: 1s }"),
+    ));
+    eventually("the odd one is checked again", || async { odd.requests().len() >= 3 }).await;
+    assert_eq!((limited.requests().len(), mute.requests().len()), (1, 1));
+    assert!(gateway.backend("limited").await["until_seconds"].as_f64().unwrap() < 599.0, "it runs out");
+    assert_eq!(gateway.backend("odd").await["condition"], "well", "who finds fault with a check is there");
+}
+
+#[tokio::test]
 async fn a_request_keeps_its_story() {
     let (ill, well) = (switched("ill", 500, &switch(true)).await, Provider::saying("well").await);
     let gateway = Gateway::start(&format!(
