@@ -306,6 +306,8 @@ const ANTHROPIC: &[Key] = &[
     key("thinkingBudgets", Kind::Map(&Kind::Integer(0, 10_000_000)), BUDGETS),
 ];
 
+const LIMITS: &[&str] = &["max_tokens", "max_completion_tokens"];
+
 const AZURE: &[Key] = &[
     required_unless("apiKey", Kind::Secret, "entraToken", "key, sent as api-key"),
     key("entraToken", Kind::Secret, "bearer token, instead of apiKey"),
@@ -313,6 +315,7 @@ const AZURE: &[Key] = &[
     key("deploymentName", Kind::Text, "deployment that serves every model not in deployments"),
     key("deployments", Kind::Map(&Kind::Text), "model to deployment"),
     key("apiVersion", Kind::Text, "dated API version; absent: the v1 form"),
+    key("maxTokensField", Kind::Choice(LIMITS), "the name the deployments know; default by the models' names in deployments"),
 ];
 
 const GOOGLE: &[Key] = &[
@@ -341,7 +344,7 @@ const META: &[Key] = &[
     key("apiKey", Kind::Secret, "key, if the host wants one"),
     required("endpoint", Kind::Url, "base URL of an OpenAI-compatible host"),
     key("dropFields", Kind::List(&Kind::Text), "request fields the host refuses"),
-    key("maxTokensField", Kind::Choice(&["max_tokens", "max_completion_tokens"]), "the name the host knows"),
+    key("maxTokensField", Kind::Choice(LIMITS), "the name the host knows"),
     key("streamUsage", Kind::Bool, "whether stream_options.include_usage may be sent, default true"),
 ];
 

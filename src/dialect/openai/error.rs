@@ -25,8 +25,12 @@ pub fn failure(reply: &ErrorReply<'_>) -> Failure {
         Ok(body) => read(&body),
         Err(_) => Failure::new(FailureClass::Server, plain_text(reply.body)),
     };
-    failure.class = classify(reply.status, &failure);
-    failure.status = Some(reply.status);
+    let status = if is_too_long(reply.status, &failure) { 400 } else { reply.status };
+    if status != reply.status {
+        failure.code = Some("context_length_exceeded".into());
+    }
+    failure.class = classify(status, &failure);
+    failure.status = Some(status);
     failure.retry_after = reply.retry_after;
     if failure.message.is_empty() {
         failure.message = format!("the provider answered with status {}", reply.status);
@@ -60,15 +64,22 @@ fn is_truthy(value: &Value) -> bool {
     !matches!(value, Value::Null | Value::Bool(false)) && value.as_str() != Some("")
 }
 
+/// Together refuses a prompt beyond the model's context with 403: it says nothing about the key.
+fn is_too_long(status: u16, failure: &Failure) -> bool {
+    let message = failure.message.to_ascii_lowercase();
+    status == 403 && message.contains("token") && message.contains("context")
+}
+
 fn classify(status: u16, failure: &Failure) -> FailureClass {
     let says = |words: &[&str]| [&failure.code, &failure.kind].into_iter().flatten().any(|word| words.contains(&word.as_str()));
     match status {
         _ if says(BILLING) => FailureClass::Billing,
-        400 | 404 if says(MODEL_UNKNOWN) => FailureClass::ModelUnknown,
+        400 | 403 | 404 if says(MODEL_UNKNOWN) => FailureClass::ModelUnknown,
         401 | 403 => FailureClass::Credential,
         402 => FailureClass::Billing,
-        404 => FailureClass::ModelUnknown,
-        408 => FailureClass::Server,
+        404 | 410 => FailureClass::ModelUnknown,
+        // A conflict, a failed dependency and a request that the provider itself has ended: another try may do.
+        408 | 409 | 424 | 499 => FailureClass::Server,
         // Mistral's words for want of capacity, which it means as 503.
         429 if failure.code.as_deref() == Some("3505") => FailureClass::Overloaded,
         429 => FailureClass::RateLimited,
@@ -170,6 +181,12 @@ mod tests {
             ),
             (400, r#"{"error":{"message":"m","type":"BadRequestError","param":null,"code":400}}"#, FailureClass::Caller, "m"),
             (498, r#"{"error":{"message":"busy"}}"#, FailureClass::Overloaded, "busy"),
+            (403, r#"{"error":{"message":"token count above context"}}"#, FailureClass::Caller, "token count above context"),
+            (403, r#"{"error":{"message":"no access","code":"model_not_found"}}"#, FailureClass::ModelUnknown, "no access"),
+            (403, r#"{"error":{"message":"the token is not allowed"}}"#, FailureClass::Credential, "the token is not allowed"),
+            (409, r#"{"error":{"message":"conflict"}}"#, FailureClass::Server, "conflict"),
+            (410, r#"{"error":{"message":"gone"}}"#, FailureClass::ModelUnknown, "gone"),
+            (424, r#"{"error":{"message":"dependency"}}"#, FailureClass::Server, "dependency"),
             (502, "<html>bad gateway</html>", FailureClass::Server, "the provider answered with status 502"),
             (529, "overloaded", FailureClass::Overloaded, "overloaded"),
             (302, "", FailureClass::Malformed, "the provider answered with status 302"),

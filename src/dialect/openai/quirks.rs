@@ -215,6 +215,8 @@ fn host(base: &str) -> Option<String> {
 /// Whether a model refuses `max_tokens`: the o-series and everything from gpt-5 on.
 pub(super) fn wants_completion_tokens(model: &str) -> bool {
     let model = model.rsplit('/').next().unwrap_or(model);
+    // A model of one's own is named by the one it was made from.
+    let model = model.strip_prefix("ft:").unwrap_or(model);
     let numbered =
         |prefix: &str| model.strip_prefix(prefix).and_then(|rest| rest.bytes().next()).is_some_and(|b| b.is_ascii_digit());
     let generation = model.strip_prefix("gpt-").and_then(|rest| {
@@ -230,7 +232,7 @@ mod tests {
 
     #[test]
     fn only_the_newer_families_refuse_max_tokens() {
-        for model in ["o1", "o3-mini", "gpt-5", "gpt-5.6-sol", "gpt-6-luna", "gpt-6.2-astra", "gpt-12"] {
+        for model in ["o1", "o3-mini", "gpt-5", "gpt-5.6-sol", "gpt-6-luna", "gpt-6.2-astra", "gpt-12", "ft:gpt-5-mini:me::1"] {
             assert!(wants_completion_tokens(model), "{model}");
         }
         for model in [

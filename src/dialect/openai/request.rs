@@ -36,8 +36,14 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
     let mut edits: SmallVec<[Edit; 12]> = SmallVec::with_capacity(ask.scan.fields.len());
     let mut edited = false;
     let mut present = 0u32;
-    let limit = limit_name(quirks, ask.model);
-    let both_limits = has(ask, "max_tokens") && has(ask, "max_completion_tokens");
+    let limit = limit_name(quirks, ask);
+    // The newer name wins where it says something.
+    let says = |name: &str| ask.scan.fields.iter().any(|field| field.name(ask.body) == name && field.value(ask.body) != b"null");
+    let surplus = match (has(ask, "max_tokens"), has(ask, "max_completion_tokens")) {
+        (true, true) if says("max_completion_tokens") => Some("max_tokens"),
+        (true, true) => Some("max_completion_tokens"),
+        (true, false) | (false, _) => None,
+    };
 
     for field in &ask.scan.fields {
         let name = field.name(ask.body);
@@ -48,7 +54,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
         let edit = match &*name {
             "model" => model(ask),
             "messages" => rewrite_messages(quirks, ask, value)?,
-            "max_tokens" if both_limits => Edit::Drop,
+            limit if surplus == Some(limit) => Edit::Drop,
             "max_tokens" | "max_completion_tokens" => match limit {
                 Some(wanted) if wanted != name => Edit::Replace(Some(wanted), Cow::Owned(value.to_vec())),
                 _ => Edit::Keep,
@@ -127,10 +133,16 @@ fn model(ask: &Ask<'_>) -> Edit {
     Edit::Replace(None, Cow::Owned(Value::from(ask.model).to_string().into_bytes()))
 }
 
-fn limit_name(quirks: &Quirks, model: &str) -> Option<&'static str> {
+/// The name of the output limit, if it has to be a certain one. A deployment's name says nothing, the model's that the
+/// configuration gives it does.
+fn limit_name(quirks: &Quirks, ask: &Ask<'_>) -> Option<&'static str> {
+    let is_newer = || {
+        let mut named = ask.backend.aliases.iter().filter(|(_, native)| *native == ask.model);
+        wants_completion_tokens(ask.model) || named.any(|(alias, _)| wants_completion_tokens(alias))
+    };
     match quirks.output_limit {
         OutputLimit::AsWritten => None,
-        OutputLimit::ByModel => wants_completion_tokens(model).then_some("max_completion_tokens"),
+        OutputLimit::ByModel => is_newer().then_some("max_completion_tokens"),
         OutputLimit::Legacy => Some("max_tokens"),
         OutputLimit::Modern => Some("max_completion_tokens"),
     }
