@@ -22,6 +22,20 @@ use crate::dialect::{Ask, Codec, ErrorReply};
 
 /// Bytes of an error reply that are read.
 const ERROR_BODY: usize = 64 << 10;
+/// Headers of a passed-through reply that the client gets beside those of every reply: what the body is, which part of
+/// it and of which version, and where to go instead.
+static PASSED: [HeaderName; 10] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_DISPOSITION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::RETRY_AFTER,
+    header::CONTENT_RANGE,
+    header::ACCEPT_RANGES,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::LOCATION,
+];
 /// Bytes held while a stream has no content yet.
 const PRELUDE: usize = 1 << 20;
 
@@ -139,11 +153,9 @@ pub(super) async fn stream_reply(
 pub(super) fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Option<FlightGuard>, ends: Instant) -> Box<Answer> {
     let status = incoming.status();
     let mut headers = client_headers(head.station, incoming.headers(), 0);
-    for name in
-        [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CONTENT_ENCODING, header::CONTENT_LENGTH, header::RETRY_AFTER]
-    {
-        if let Some(value) = incoming.headers().get(&name) {
-            headers.push((name, value.clone()));
+    for name in &PASSED {
+        if let Some(value) = incoming.headers().get(name) {
+            headers.push((name.clone(), value.clone()));
         }
     }
     let has_body = incoming.status() != StatusCode::NO_CONTENT
@@ -219,7 +231,8 @@ pub(super) async fn collect(body: &mut Incoming, limit: u64) -> Result<Bytes, Fa
 /// The failure that a reply with an error status means.
 pub(super) async fn error_reply(station: &Station, mut incoming: Incoming, ends: Instant) -> Failure {
     // A refusal for a rate limit says most about it.
-    let _ = client_headers(station, incoming.headers(), 0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let headers = client_headers(station, incoming.headers(), now);
     let mut body = BytesMut::new();
     let reading = async {
         while let Some(Ok(chunk)) = std::future::poll_fn(|cx| incoming.poll_next(cx)).await {
@@ -232,7 +245,8 @@ pub(super) async fn error_reply(station: &Station, mut incoming: Incoming, ends:
     // The status alone says enough when the body does not come.
     let _ = timeout_at(ends, reading).await;
     let reply = ErrorReply { status: incoming.status().as_u16(), retry_after: retry_after(incoming.headers()), body: &body };
-    station.codec.failure(&reply)
+    let text = |(name, value): (HeaderName, HeaderValue)| Some((name.to_string(), value.to_str().ok()?.to_owned()));
+    Failure { headers: headers.into_iter().filter_map(text).collect(), ..station.codec.failure(&reply) }
 }
 
 /// A success that is not a stream although one was asked for: an error object, or something else altogether.

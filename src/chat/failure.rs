@@ -172,6 +172,8 @@ pub struct Failure {
     pub backend: Option<Arc<str>>,
     /// Tries made for the request until then; set by the pool.
     pub attempts: u32,
+    /// Headers of the provider's reply that the client may see.
+    pub headers: Vec<(String, String)>,
 }
 
 impl From<Box<Failure>> for Failure {
@@ -193,6 +195,7 @@ impl Failure {
             retry_after: None,
             backend: None,
             attempts: 0,
+            headers: Vec::new(),
         }
     }
 }

@@ -48,6 +48,9 @@ pub(super) fn error(error: &GatewayError) -> HttpResponse {
     {
         response.insert_header((X_BACKEND, &**backend));
         response.insert_header((X_ATTEMPTS, HeaderValue::from(failure.attempts)));
+        for (name, value) in &failure.headers {
+            response.insert_header((name.as_str(), value.as_str()));
+        }
     }
     response.json(form.body())
 }

@@ -559,6 +559,45 @@ async fn client_credentials_cookies_and_sdk_headers_are_never_forwarded() {
     }
 }
 
+#[tokio::test]
+async fn a_refusal_carries_the_providers_limits_and_request_id() {
+    let provider = Provider::start(|_, mut wire| async move {
+        let told = [
+            ("x-ratelimit-remaining-tokens", "0"),
+            ("x-ratelimit-reset-tokens", "6s"),
+            ("x-request-id", "up-9"),
+            ("server", "x"),
+        ];
+        wire.reply(429, "application/json", &told, br#"{"error":{"message":"slow down"}}"#).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), "maxRetries: 0")));
+    let reply = gateway.chat("up", "hi").await;
+    assert_eq!(reply.status, 429);
+    let told = ["x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens", "x-upstream-request-id", "server"];
+    assert_eq!(told.map(|name| reply.header(name)), [Some("0"), Some("6s"), Some("up-9"), None]);
+}
+
+#[tokio::test]
+async fn a_part_of_a_file_is_passed_through_with_what_says_which_part_it_is() {
+    let provider = Provider::start(|_, mut wire| async move {
+        let told = [("content-range", "bytes 0-3/9"), ("accept-ranges", "bytes"), ("etag", "\"v1\""), ("set-cookie", "a=b")];
+        wire.reply(206, "text/plain", &told, b"part").await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}routes:\n  - {{ name: all, path: /v1/*, methods: [GET], backend: up }}\n",
+        backend("up", &provider.endpoint(), "")
+    ));
+    let reply = gateway.send("GET", "/v1/files/f/content", &[("range", "bytes=0-3")], b"").await;
+    assert_eq!((reply.status, reply.text()), (206, "part".into()));
+    assert_eq!(provider.requests()[0].head.header("range"), Some("bytes=0-3"));
+    let told = ["content-range", "accept-ranges", "etag", "set-cookie"];
+    assert_eq!(told.map(|name| reply.header(name)), [Some("bytes 0-3/9"), Some("bytes"), Some("\"v1\""), None]);
+}
+
 /// A provider that writes these bytes as its reply and closes.
 async fn writing(bytes: Vec<u8>) -> Provider {
     let bytes = Arc::new(bytes);
