@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use url::Url;
 
+use super::framing::adapt;
 use super::guard::{Guard, NotPublic};
 use super::large::take_left;
 
@@ -121,13 +122,15 @@ pub(crate) struct Socket {
     behind: Bytes,
     /// Goes out before anything else.
     due: Bytes,
+    /// Whether something was written since the last read: what comes next is the beginning of a reply.
+    awaits_reply: bool,
     #[expect(dead_code, reason = "counts while it lives")]
     counted: Counted,
 }
 
 impl Socket {
     fn new(stream: TcpStream, counted: Counted) -> Self {
-        Self { stream, behind: Bytes::new(), due: Bytes::new(), counted }
+        Self { stream, behind: Bytes::new(), due: Bytes::new(), awaits_reply: false, counted }
     }
 
     fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -162,17 +165,32 @@ impl Drop for Counted {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if matches!(&read, Poll::Ready(Ok(())) if buf.filled().len() == before && buf.remaining() > 0) {
-            SAW_END.set(true);
+        loop {
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            let read = buf.filled().len() - before;
+            if read == 0 && buf.remaining() > 0 {
+                SAW_END.set(true);
+            }
+            if read == 0 || !self.awaits_reply {
+                return Poll::Ready(Ok(()));
+            }
+            let interim = adapt(&mut buf.filled_mut()[before..]);
+            if interim > 0 {
+                buf.filled_mut().copy_within(before + interim.., before);
+                buf.set_filled(before + read - interim);
+            }
+            if interim < read {
+                self.awaits_reply = false;
+                return Poll::Ready(Ok(()));
+            }
         }
-        read
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_due(cx))?;
+        self.awaits_reply = true;
         let left = take_left();
         if !left.is_empty() {
             self.behind = left;

@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use actix_http::{Method, Payload, RequestHead, RequestHeadType, ResponseHead, Uri, uri::Scheme};
+use actix_http::{Method, Payload, RequestHead, RequestHeadType, ResponseHead, StatusCode, Uri, Version, uri::Scheme};
 use actix_service::Service as _;
 use awc::error::{ConnectError, SendRequestError};
 use awc::{Client, Connect, Connector};
@@ -84,8 +84,9 @@ impl HttpClient {
     /// # Errors
     /// A transport failure, named by what it means for a retry.
     pub fn send(&self, request: Outgoing<'_>) -> impl Future<Output = Result<Incoming, SendFailure>> + use<'_> {
+        let is_head = request.method == Method::HEAD;
         match self.begin(request) {
-            Ok(sending) => Either::Left(self.finish(sending)),
+            Ok(sending) => Either::Left(self.finish(sending, is_head)),
             Err(failure) => Either::Right(ready(Err(failure))),
         }
     }
@@ -110,10 +111,14 @@ impl HttpClient {
         Ok(if request.pooled { self.pooled.borrow()(head, extra, body) } else { (self.fresh)(head, extra, body) })
     }
 
-    async fn finish(&self, mut sending: Sending) -> Result<Incoming, SendFailure> {
+    async fn finish(&self, mut sending: Sending, is_head: bool) -> Result<Incoming, SendFailure> {
         let step = poll_fn(|cx| in_one_poll(sending.as_mut(), cx).map_or(Poll::Ready(None), |step| step.map(Some)));
         let reply = step.await.ok_or_else(|| unsendable("the request's body could not be sent"))?;
         let (head, payload) = reply.map_err(|error| name_error(&error, "the provider", self.backend.timeouts.connect))?;
+        if !is_head && is_unframed(&head) {
+            let failure = Failure::new(FailureClass::Malformed, "the provider's reply does not say where its body ends");
+            return Err(SendFailure { failure, sent: true });
+        }
         Ok(Incoming::Http(Box::new(HttpReply { head, payload })))
     }
 
@@ -172,6 +177,14 @@ impl HttpClient {
         head.uri = uri;
         Ok(Rc::new(head))
     }
+}
+
+/// Whether actix-http has taken a reply for one without a body that may well have one: see [`super::framing`].
+fn is_unframed(head: &ResponseHead) -> bool {
+    head.version == Version::HTTP_11
+        && !head.headers.contains_key(header::CONTENT_LENGTH)
+        && !head.headers.contains_key(header::TRANSFER_ENCODING)
+        && !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// The address's host as HTTP/1 names it. Left to itself awc works it out anew, and copies it, for every request.

@@ -7,6 +7,7 @@ mod end;
 mod fetch;
 mod flight;
 mod flights;
+mod framing;
 mod guard;
 mod headroom;
 mod http_client;

@@ -1164,14 +1164,51 @@ async fn a_client_that_speaks_no_http_is_refused_and_others_are_served() {
 }
 
 #[tokio::test]
-async fn a_provider_of_the_old_protocol_that_ends_its_reply_by_closing_is_understood() {
-    let whole = format!("HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{}", completion("hello"));
-    let served = one(&writing(whole.into_bytes()).await, "").chat("up", "hi").await;
-    assert_eq!(served.status, 200, "{}", served.text());
-    assert_eq!(served.json()["choices"][0]["message"]["content"], "hello");
-    let events = format!("HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{}data: [DONE]\n\n", word_event("hello"));
-    let served = one(&writing(events.into_bytes()).await, "").stream("up", "hi").await;
-    assert_eq!(said(&served.body), ("hello".to_owned(), true));
+async fn a_provider_that_ends_its_reply_by_closing_is_understood() {
+    let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+    for version in ["HTTP/1.0".to_owned(), "HTTP/1.1".to_owned(), format!("{interim}HTTP/1.1")] {
+        let reply = |kind: &str, body: &str| format!("{version} 200 OK\r\ncontent-type: {kind}\r\n\r\n{body}").into_bytes();
+        let whole = writing(reply("application/json", &completion("hello").to_string())).await;
+        let served = one(&whole, "").chat("up", "hi").await;
+        assert_eq!(served.status, 200, "{version}: {}", served.text());
+        assert_eq!(served.json()["choices"][0]["message"]["content"], "hello");
+        let events = format!("{}data: [DONE]\n\n", word_event("hello"));
+        let served = one(&writing(reply("text/event-stream", &events)).await, "").stream("up", "hi").await;
+        assert_eq!(said(&served.body), ("hello".to_owned(), true), "{version}");
+        let served =
+            passing(&writing(reply("text/plain", "a file")).await, "").send("GET", "/v1/files/f/content", &[], b"").await;
+        assert_eq!((served.status, served.text()), (200, "a file".to_owned()), "{version}");
+    }
+}
+
+#[tokio::test]
+async fn an_interim_reply_that_comes_by_itself_is_waited_over() {
+    let provider = Provider::start(|_, mut wire| async move {
+        wire.raw(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        wire.json(200, &completion("hello")).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = one(&provider, "");
+    for _ in 0..2 {
+        assert_eq!(gateway.chat("up", "hi").await.status, 200);
+    }
+    assert_eq!(gateway.backend("up").await["connections"], 1, "the connection serves on");
+}
+
+#[tokio::test]
+async fn a_reply_whose_head_is_cut_and_without_length_is_no_empty_success() {
+    let provider = Provider::start(|_, mut wire| async move {
+        wire.raw(b"HTTP/1.1 200 OK\r\ncontent-").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        wire.raw(b"type: text/plain\r\n\r\na file").await;
+        None
+    })
+    .await;
+    let refused = passing(&provider, "maxRetries: 0").send("GET", "/v1/files/f/content", &[], b"").await;
+    assert_eq!(refused.status, 502);
+    assert!(refused.text().contains("does not say where its body ends"), "{}", refused.text());
 }
 
 /// A provider that sends the head and some bytes of a download, then goes on as told until its connection is closed.
