@@ -13,8 +13,16 @@ use crate::dialect::Ask;
 struct Choice {
     role_sent: bool,
     finished: bool,
-    /// Tool-call index to the id it was announced with.
-    calls: BTreeMap<u64, String>,
+    /// Tool calls in the order in which they were announced.
+    calls: Vec<Announced>,
+}
+
+/// A tool call as the client knows it by its place.
+#[derive(Debug)]
+struct Announced {
+    id: String,
+    /// The index that the host gives it.
+    index: Option<u64>,
 }
 
 /// Repairs the replies to one request.
@@ -285,7 +293,7 @@ fn whole_calls(message: &mut Map<String, Value>, seed: &str) -> bool {
 }
 
 /// Repairs the calls of a delta: an index for each, and id, type and name only the first time.
-fn announce_once(delta: &mut Map<String, Value>, known: &mut BTreeMap<u64, String>, seed: &str) {
+fn announce_once(delta: &mut Map<String, Value>, known: &mut Vec<Announced>, seed: &str) {
     let Some(Value::Array(calls)) = delta.get_mut("tool_calls") else {
         delta.shift_remove("tool_calls");
         return;
@@ -295,20 +303,23 @@ fn announce_once(delta: &mut Map<String, Value>, known: &mut BTreeMap<u64, Strin
             continue;
         };
         let id = call.get("id").and_then(Value::as_str).filter(|id| !id.is_empty() && *id != "null").map(str::to_owned);
-        let index = call.get("index").and_then(Value::as_u64).unwrap_or_else(|| place(known, id.as_deref()));
-        call.insert("index".into(), json!(index));
+        let index = call.get("index").and_then(Value::as_u64);
+        let name = call.get("function").and_then(|function| function.get("name")).and_then(Value::as_str);
+        let has_name = name.is_some_and(|name| !name.is_empty());
         text_arguments(call);
-        if let std::collections::btree_map::Entry::Vacant(e) = known.entry(index) {
-            let id = id.unwrap_or_else(|| call_id(seed, index));
-            call.insert("id".into(), json!(id));
-            call.entry("type").or_insert(json!("function"));
-            e.insert(id);
-        } else {
+        if let Some(place) = place(known, id.as_deref(), index, has_name) {
+            call.insert("index".into(), json!(place));
             call.shift_remove("id");
             call.shift_remove("type");
             if let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) {
                 function.shift_remove("name");
             }
+        } else {
+            let id = id.unwrap_or_else(|| call_id(seed, known.len() as u64));
+            call.insert("index".into(), json!(known.len()));
+            call.insert("id".into(), json!(id));
+            call.entry("type").or_insert(json!("function"));
+            known.push(Announced { id, index });
         }
     }
     if calls.is_empty() {
@@ -316,15 +327,23 @@ fn announce_once(delta: &mut Map<String, Value>, known: &mut BTreeMap<u64, Strin
     }
 }
 
-/// Where a call without index belongs: to the call of the same id, else behind the last; without id, to the last.
-fn place(known: &BTreeMap<u64, String>, id: Option<&str>) -> u64 {
-    let last = known.keys().next_back().copied();
-    match id {
-        Some(id) => {
-            known.iter().find(|(_, other)| *other == id).map_or_else(|| last.map_or(0, |last| last + 1), |(index, _)| *index)
-        }
-        None => last.unwrap_or(0),
+/// Which call a piece belongs to; `None` where it begins one. An id that is known decides. Hosts without indices, or with the
+/// same one for all, begin a call with a name.
+fn place(known: &[Announced], id: Option<&str>, index: Option<u64>, has_name: bool) -> Option<usize> {
+    if let Some(place) = id.and_then(|id| known.iter().position(|call| call.id == id)) {
+        return Some(place);
     }
+    let last = match index {
+        Some(_) => known.iter().rposition(|call| call.index == index),
+        None => known.len().checked_sub(1),
+    };
+    let begins = match (id, index) {
+        // Some repeat the name in every piece.
+        (None, Some(_)) => false,
+        (Some(_), Some(_)) | (None, None) => has_name,
+        (Some(_), None) => true,
+    };
+    last.filter(|_| !begins)
 }
 
 fn call_id(seed: &str, index: u64) -> String {
@@ -350,4 +369,62 @@ fn whole_usage(mut usage: Value) -> Value {
         usage["total_tokens"] = json!(prompt.saturating_add(completion));
     }
     usage
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a client puts together of the calls in these deltas: id, name and arguments by index.
+    fn put_together(deltas: &[Value]) -> Vec<(String, String, String)> {
+        let mut known = Vec::new();
+        let mut calls: Vec<(String, String, String)> = Vec::new();
+        for delta in deltas {
+            let mut delta = json!({ "tool_calls": delta }).as_object().unwrap().clone();
+            announce_once(&mut delta, &mut known, "chatcmpl-x");
+            for call in delta["tool_calls"].as_array().unwrap() {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let index = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
+                if index == calls.len() {
+                    calls.push((text(&call["id"]), text(&call["function"]["name"]), String::new()));
+                }
+                calls[index].2.push_str(&text(&call["function"]["arguments"]));
+            }
+        }
+        calls
+    }
+
+    #[test]
+    fn parallel_calls_stay_apart_however_a_host_numbers_them() {
+        let call = |id: Value, index: Value, name: &str, arguments: &str| {
+            let mut call = json!({ "function": { "name": name, "arguments": arguments } });
+            for (key, value) in [("id", id), ("index", index)] {
+                if !value.is_null() {
+                    call[key] = value;
+                }
+            }
+            call
+        };
+        let two = |a: &str, b: &str| {
+            [(a, "f", "{1}"), (b, "g", "{2}")].map(|(id, name, arguments)| (id.to_owned(), name.to_owned(), arguments.to_owned()))
+        };
+        let nothing = Value::Null;
+        for id in [json!("null"), json!(""), Value::Null] {
+            let both = json!([call(id.clone(), nothing.clone(), "f", "{1}"), call(id, nothing.clone(), "g", "{2}")]);
+            assert_eq!(put_together(&[both]), two("call_x_0", "call_x_1"));
+        }
+        let same = [
+            json!([call(json!("a"), json!(0), "f", "{"), call(json!("b"), json!(0), "g", "{2")]),
+            json!([call(json!("a"), json!(0), "", "1}")]),
+            json!([call(nothing.clone(), json!(0), "", "}")]),
+        ];
+        assert_eq!(put_together(&same), two("a", "b"));
+        let repeated = [
+            json!([call(json!("a"), json!(1), "f", "{1")]),
+            json!([call(json!("a"), json!(1), "f", "}")]),
+            json!([call(json!("b"), json!(2), "g", "{")]),
+            json!([call(nothing, json!(2), "g", "2}")]),
+        ];
+        assert_eq!(put_together(&repeated), two("a", "b"));
+    }
 }
