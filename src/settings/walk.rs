@@ -273,6 +273,10 @@ impl Walker<'_> {
         if matches!(kind, Kind::Secret) {
             self.findings.secrets.extend(value.as_str().map(str::to_owned));
         }
+        if value.as_str().is_some_and(is_open) {
+            self.findings.problem(path, "the end of a `${...}` is missing: `}`");
+            return None;
+        }
         let text = match self.text(value) {
             Ok(Some(text)) => text,
             Ok(None) => return self.wrong(path, "a single value is expected", value),
@@ -306,6 +310,10 @@ fn coerce(text: &str, kind: &Kind, raw: &Value) -> Result<Value, String> {
     match kind {
         Kind::Text | Kind::Secret => match raw {
             Value::Bool(_) => Err("text is expected; put the value in quotes".to_owned()),
+            // What was written is lost: 00123 and 123 are one number.
+            Value::Number(number) if matches!(kind, Kind::Secret) || !number.is_u64() => {
+                Err("this reads as a number, which changes it; put the value in quotes".to_owned())
+            }
             _ if text.contains(['\r', '\n', '\0']) => Err("line breaks are not allowed here".to_owned()),
             _ => Ok(json!(text)),
         },
@@ -363,15 +371,20 @@ fn coerce(text: &str, kind: &Kind, raw: &Value) -> Result<Value, String> {
     }
 }
 
-/// Replaces `${VAR}` and `${VAR:-default}`.
-///
-/// # Errors
+/// Whether the last `${` has no end.
+fn is_open(text: &str) -> bool {
+    text.rfind("${").is_some_and(|start| !text[start..].contains('}'))
+}
+
 /// Whether an item has not all that one of its kind must have.
 fn lacks(item: &Value, kind: &Kind) -> bool {
     let Kind::Object(keys) = kind else { return false };
     keys.iter().any(|key| key.required && key.unless.is_none() && item.get(key.name).is_none())
 }
 
+/// Replaces `${VAR}` and `${VAR:-default}`.
+///
+/// # Errors
 /// The name of the first variable that is neither set nor has a default.
 pub(super) fn substitute(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());

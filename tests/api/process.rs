@@ -165,6 +165,13 @@ fn each_mistake_is_reported_with_its_path_its_reason_and_the_nearest_valid_word(
         (format!("{TWO}catalogue: {{ azure-openai/x: {{}} }}\n"), &["catalogue.azure-openai/x", "`openai/x`"]),
         (format!("{TWO}catalogue: {{ gpt-5: {{}} }}\n"), &["catalogue.gpt-5", "`type/id`"]),
         (format!("{TWO}catalogue: {{ google/x: {{ like: gemni }} }}\n"), &["catalogue.google/x.like", "`google/gemni`"]),
+        (format!("{TWO}auth: {{ keys: [{{ name: a, key: 00123456 }}] }}\n"), &["auth.keys[a].key", "in quotes"]),
+        (format!("{TWO}admin: {{ token: 1234567890123456 }}\n"), &["admin.token", "in quotes"]),
+        (
+            format!("{TWO}  - {{ name: o, type: openai, config: {{ apiKey: k, defaultModel: 4.10 }} }}\n"),
+            &["backends[o].config.defaultModel", "in quotes"],
+        ),
+        (format!("{TWO}admin: {{ token: '${{A' }}\n"), &["admin.token", "`}`"]),
         (format!("{TWO}telemetry: {{ otlp: {{}} }}\n"), &["telemetry.otlp.endpoint", "required"]),
         (format!("{TWO}telemetry: {{ otlp: {{ endpoint: localhost:4318 }} }}\n"), &["telemetry.otlp.endpoint", "http://"]),
         (

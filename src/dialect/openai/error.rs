@@ -40,7 +40,7 @@ pub fn failure(reply: &ErrorReply<'_>) -> Failure {
 
 /// The failure that an error object inside a successful reply or stream means; `None` when there is none.
 pub fn failure_in_reply(body: &Value) -> Option<Failure> {
-    let error = body.get("error").or_else(|| body.pointer("/x_groq/error")).filter(|error| is_truthy(error));
+    let error = [body.get("error"), body.pointer("/x_groq/error")].into_iter().flatten().find(|error| is_truthy(error));
     let flat = body.get("object").and_then(Value::as_str) == Some("error");
     let mut failure = match error {
         Some(Value::String(text)) => Failure::new(FailureClass::Server, shorten(text)),
@@ -205,6 +205,7 @@ mod tests {
             r#"{"error":"x"}"#,
             r#"{"object":"error","message":"x"}"#,
             r#"{"choices":[],"x_groq":{"error":"x"}}"#,
+            r#"{"choices":[],"error":null,"x_groq":{"error":"x"}}"#,
         ] {
             assert_eq!(failure_in_reply(&serde_json::from_str(text).unwrap()).unwrap().message, "x", "{text}");
         }

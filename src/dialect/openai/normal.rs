@@ -62,8 +62,10 @@ impl Normaliser {
                 continue;
             };
             choice.entry("index").or_insert(json!(position));
-            let mut message = match choice.shift_remove("message") {
-                Some(Value::Object(message)) => message,
+            let parts = choice.shift_remove("messages");
+            let mut message = match (choice.shift_remove("message"), parts) {
+                (Some(Value::Object(message)), _) => message,
+                (_, Some(Value::Array(parts))) => joined(parts),
                 _ => Map::new(),
             };
             if self.endpoint == Endpoint::Completions {
@@ -259,6 +261,28 @@ fn split_content(message: &mut Map<String, Value>) {
     }
 }
 
+/// Where its own tools have run, Mistral tells an answer in several messages: the assistant's together.
+fn joined(parts: Vec<Value>) -> Map<String, Value> {
+    let mut message = Map::new();
+    let (mut content, mut calls) = (String::new(), Vec::new());
+    for part in parts {
+        let Value::Object(mut part) = part else { continue };
+        if part.get("role").and_then(Value::as_str).is_some_and(|role| role != "assistant") {
+            continue;
+        }
+        split_content(&mut part);
+        content.push_str(part.get("content").and_then(Value::as_str).unwrap_or_default());
+        if let Some(Value::Array(more)) = part.shift_remove("tool_calls") {
+            calls.extend(more);
+        }
+    }
+    message.insert("content".into(), json!(content));
+    if !calls.is_empty() {
+        message.insert("tool_calls".into(), Value::Array(calls));
+    }
+    message
+}
+
 /// Clients read `reasoning_content` or `reasoning`: both are written.
 fn name_reasoning(message: &mut Map<String, Value>) {
     let text = |name: &str| message.get(name).filter(|value| value.as_str().is_some_and(|text| !text.is_empty())).cloned();
@@ -392,6 +416,17 @@ mod tests {
             }
         }
         calls
+    }
+
+    #[test]
+    fn an_answer_in_several_messages_is_one() {
+        let parts = json!([
+            { "role": "assistant", "content": [{ "type": "text", "text": "Let me " }, { "type": "tool_reference", "tool": "web" }] },
+            { "role": "tool", "content": "found" },
+            { "role": "assistant", "content": "see.", "tool_calls": [{ "id": "a" }] },
+        ]);
+        let Value::Array(parts) = parts else { unreachable!("a list") };
+        assert_eq!(Value::Object(joined(parts)), json!({ "content": "Let me see.", "tool_calls": [{ "id": "a" }] }));
     }
 
     #[test]

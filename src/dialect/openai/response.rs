@@ -53,9 +53,8 @@ impl Peek {
             Ok(())
         });
         crossed.and_then(|()| lexer.end()).ok()?;
-        if let Some(place) = usage {
-            peek.usage = Usage::read(&body[place]).ok()?;
-        }
+        // What cannot be read is estimated, as what is missing.
+        peek.usage = usage.and_then(|place| Usage::read(&body[place]).ok().flatten());
         Some(peek)
     }
 }
@@ -142,7 +141,7 @@ mod tests {
             (r#"{"choices":null,"error":"no"}"#, Some((false, false, true))),
             (r#"{"choices":[1]} x"#, None),
             (r#"{"choices":[1]"#, None),
-            (r#"{"choices":[1],"usage":"none"}"#, None),
+            (r#"{"choices":[1],"usage":"none"}"#, Some((true, false, false))),
             (r#"[{"choices":[1]}]"#, None),
             (r#"{"error":{"message":"no"},"error":null,"choices":[1]}"#, None),
             (r#"{"\u0065rror":{"message":"no"},"choices":[1]}"#, None),

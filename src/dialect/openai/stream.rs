@@ -95,8 +95,8 @@ impl Skim {
 struct Peek<'a> {
     #[serde(borrow, default)]
     choices: Option<SmallVec<[PeekChoice<'a>; 1]>>,
-    #[serde(default)]
-    usage: Option<Usage>,
+    #[serde(borrow, default)]
+    usage: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -282,8 +282,9 @@ impl Relay {
         let peek: Peek<'_> = serde_json::from_slice(data).map_err(|_| unreadable())?;
         let choices = peek.choices.unwrap_or_default();
         self.has_content |= choices.iter().any(PeekChoice::has_content);
-        if let Some(usage) = peek.usage {
-            self.usage = Some(usage);
+        if let Some(usage) = peek.usage.filter(|usage| usage.get().starts_with('{')) {
+            // What cannot be read is estimated, as what is missing.
+            self.usage = Usage::read(usage.get().as_bytes()).ok().flatten().or(self.usage);
             if choices.is_empty() && !self.include_usage {
                 return Ok(());
             }
@@ -442,6 +443,10 @@ mod tests {
         assert_eq!(relay.usage().map(|usage| (usage.prompt_tokens, usage.completion_tokens)), Some((7, 9)));
         let (relay, result, _) = fed(b"data: {\"error\":{\"message\":\"overloaded\",\"code\":503}}\n\n");
         assert!(result.is_err() && !relay.is_done());
+        for odd in ["[]", "\"many\"", "{\"prompt_tokens\":\"7\"}", "{\"prompt_tokens\":[7]}"] {
+            let (relay, result, _) = fed(format!("data: {{\"choices\":[],\"usage\":{odd}}}\n\ndata: [DONE]\n\n").as_bytes());
+            assert!(result.is_ok() && relay.is_done(), "{odd}: {result:?}");
+        }
         let (_, result, _) = fed(&sse::event(&chunk("a", "null", "\\")));
         assert_eq!(result.unwrap_err().class, FailureClass::Malformed);
     }
