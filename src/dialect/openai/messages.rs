@@ -119,7 +119,11 @@ pub(super) fn strict(messages: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
     let mut ids = Ids::of(&list);
     let mut out: Vec<StrictMessage<'_>> = Vec::with_capacity(list.len() + 1);
     for message in &list {
-        let role = if message.role == "developer" { "system" } else { &*message.role };
+        let role = match &*message.role {
+            "developer" => "system",
+            role @ ("system" | "user" | "assistant" | "tool") => role,
+            role => return Err(serde::de::Error::custom(format!("this backend's provider knows no role `{role}`"))),
+        };
         if role == "user" && out.last().is_some_and(|last| last.role == "tool") {
             out.push(bridge());
         }
@@ -174,7 +178,8 @@ fn bridge<'a>() -> StrictMessage<'a> {
 
 /// Content parts in Mistral's shapes; borrowed when nothing differs.
 fn strict_content(content: &RawValue) -> Result<Cow<'_, RawValue>, serde_json::Error> {
-    const DIFFERING: &[&str] = &["\"input_audio\"", "\"file\"", "\"refusal\"", "\"prompt_cache_breakpoint\""];
+    const DIFFERING: &[&str] =
+        &["\"input_audio\"", "\"file\"", "\"refusal\"", "\"prompt_cache_breakpoint\"", "\"cache_control\"", "\"detail\""];
     let text = content.get();
     if !text.starts_with('[') || !DIFFERING.iter().any(|word| memchr::memmem::find(text.as_bytes(), word.as_bytes()).is_some()) {
         return Ok(Cow::Borrowed(content));
@@ -182,6 +187,7 @@ fn strict_content(content: &RawValue) -> Result<Cow<'_, RawValue>, serde_json::E
     let mut parts: Vec<Map<String, Value>> = serde_json::from_str(text)?;
     for part in &mut parts {
         part.remove("prompt_cache_breakpoint");
+        part.remove("cache_control");
         match part.get("type").and_then(Value::as_str) {
             Some("input_audio") => {
                 let data = part.get("input_audio").and_then(|audio| audio.get("data")).cloned().unwrap_or(Value::Null);
@@ -190,6 +196,12 @@ fn strict_content(content: &RawValue) -> Result<Cow<'_, RawValue>, serde_json::E
             Some("file") => {
                 if let Some(Value::Object(file)) = part.remove("file") {
                     *part = strict_file(&file);
+                }
+            }
+            Some("image_url") => {
+                let detail = part.get_mut("image_url").and_then(|image| image.get_mut("detail"));
+                if let Some(detail) = detail.filter(|detail| !matches!(detail.as_str(), Some("low" | "auto" | "high"))) {
+                    *detail = json!(if detail.is_null() { "auto" } else { "high" });
                 }
             }
             Some("refusal") => {

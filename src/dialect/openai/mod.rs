@@ -10,6 +10,7 @@ mod quirks;
 mod request;
 mod response;
 mod stream;
+mod strict;
 mod write;
 
 pub use address::{headers, url};

@@ -2,6 +2,7 @@
 //!
 //! Sources: the vendors' API references and SDK types, read 2026-11-22.
 
+use crate::chat::Endpoint;
 use crate::settings::{Backend, BackendType};
 
 /// Which name carries the output limit.
@@ -30,6 +31,26 @@ pub enum Messages {
     Strict,
 }
 
+/// The fields that a provider knows, by what is asked for.
+#[derive(Debug)]
+pub struct Known {
+    chat: &'static [&'static str],
+    completions: &'static [&'static str],
+    embeddings: &'static [&'static str],
+}
+
+impl Known {
+    /// Those of this endpoint.
+    pub fn of(&self, endpoint: Endpoint) -> &'static [&'static str] {
+        match endpoint {
+            Endpoint::Chat => self.chat,
+            Endpoint::Completions => self.completions,
+            Endpoint::Embeddings => self.embeddings,
+            Endpoint::Passthrough => &[],
+        }
+    }
+}
+
 /// Differences of one backend from api.openai.com.
 #[derive(Debug, Clone)]
 pub struct Quirks {
@@ -37,8 +58,8 @@ pub struct Quirks {
     pub output_limit: OutputLimit,
     /// Top-level fields that are left out.
     pub drop: &'static [&'static str],
-    /// The only top-level fields the provider knows; empty: any.
-    pub only: &'static [&'static str],
+    /// The only top-level fields the provider knows, if it refuses others.
+    pub only: Option<&'static Known>,
     /// Top-level fields that are renamed.
     pub rename: &'static [(&'static str, &'static str)],
     /// Values of top-level fields that are replaced.
@@ -62,7 +83,7 @@ const OPENAI: Quirks = Quirks {
     output_limit: OutputLimit::ByModel,
     // Extensions that other dialects know.
     drop: &["thinking", "cache_control", "top_k"],
-    only: &[],
+    only: None,
     rename: &[],
     replace: &[],
     add: &[],
@@ -76,10 +97,8 @@ const OPENAI: Quirks = Quirks {
 /// Azure OpenAI: OpenAI's request; annotation frames without identity or delta in the stream.
 const AZURE: Quirks = Quirks { normalise: true, ..OPENAI };
 
-/// Mistral: a strict allow-list, other names, usage that comes unasked.
-const MISTRAL: Quirks = Quirks {
-    output_limit: OutputLimit::Legacy,
-    only: &[
+const MISTRAL_FIELDS: Known = Known {
+    chat: &[
         "model",
         "messages",
         "temperature",
@@ -112,18 +131,33 @@ const MISTRAL: Quirks = Quirks {
         "guardrails",
         "prompt_cache_key",
         "service_tier",
-        // Embeddings and fill-in-the-middle.
-        "input",
-        "output_dimension",
-        "dimensions",
-        "output_dtype",
-        "encoding_format",
+    ],
+    // Fill-in-the-middle.
+    completions: &[
+        "model",
         "prompt",
         "suffix",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "stream",
+        "stop",
+        "seed",
+        "random_seed",
+        "metadata",
+        "prompt_cache_key",
     ],
+    embeddings: &["model", "input", "metadata", "output_dimension", "dimensions", "output_dtype", "encoding_format"],
+};
+
+/// Mistral: a strict allow-list, other names, usage that comes unasked.
+const MISTRAL: Quirks = Quirks {
+    output_limit: OutputLimit::Legacy,
+    only: Some(&MISTRAL_FIELDS),
     rename: &[("seed", "random_seed"), ("dimensions", "output_dimension")],
     replace: &[
-        ("tool_choice", "\"required\"", "\"any\""),
         ("service_tier", "\"default\"", ""),
         ("service_tier", "\"flex\"", ""),
         ("service_tier", "\"priority\"", ""),

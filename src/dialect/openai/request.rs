@@ -7,14 +7,14 @@ use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use smallvec::SmallVec;
 
-use super::messages;
 use super::quirks::{Messages, OutputLimit, Quirks, wants_completion_tokens};
+use super::{messages, strict};
 use crate::chat::request::unsupported;
 use crate::chat::{Endpoint, Failure, Features};
 use crate::dialect::{Ask, Encoded};
 
 /// What becomes of one field.
-enum Edit {
+pub(super) enum Edit {
     Keep,
     Drop,
     /// A new quoted key (if any) and a new value.
@@ -66,7 +66,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
             "logprobs" if quirks.completion_style && ask.endpoint == Endpoint::Chat && value == b"true" => {
                 Edit::Replace(None, Cow::Borrowed(b"1"))
             }
-            "tools" if quirks.messages == Messages::Strict => strict_tools(value)?,
+            name if quirks.messages == Messages::Strict && strict::knows(ask.endpoint, name) => strict::field(name, value)?,
             "tools" if quirks.messages == Messages::WithoutReasoning => unmarked_tools(value),
             _ => by_table(quirks, ask, &name, value),
         };
@@ -167,7 +167,7 @@ fn stream_options(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Edit {
 fn by_table(quirks: &Quirks, ask: &Ask<'_>, name: &str, value: &[u8]) -> Edit {
     if quirks.drop.contains(&name)
         || ask.backend.drop_fields.iter().any(|field| field == name)
-        || (!quirks.only.is_empty() && (value == b"null" || !quirks.only.contains(&name)))
+        || quirks.only.is_some_and(|only| value == b"null" || !only.of(ask.endpoint).contains(&name))
     {
         return Edit::Drop;
     }
@@ -196,28 +196,6 @@ fn rewrite_messages(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Result<Edit
     }
 }
 
-/// Mistral refuses an empty list, demands `parameters`, and knows functions only.
-fn strict_tools(value: &[u8]) -> Result<Edit, Failure> {
-    let mut tools: Value =
-        serde_json::from_slice(value).map_err(|error| blame("tools", format!("tools cannot be read: {error}")))?;
-    let Some(list) = tools.as_array_mut().filter(|list| !list.is_empty()) else {
-        return Ok(Edit::Drop);
-    };
-    for tool in list {
-        match tool.get_mut("function").and_then(Value::as_object_mut) {
-            Some(function) => {
-                if function.get("parameters").is_none_or(Value::is_null) {
-                    function.insert("parameters".into(), json!({ "type": "object", "properties": {} }));
-                }
-            }
-            None => {
-                return Err(blame("tools", "this backend's provider takes function tools only".into()));
-            }
-        }
-    }
-    Ok(Edit::Replace(None, Cow::Owned(tools.to_string().into_bytes())))
-}
-
 /// Tools without the cache markers that other dialects know.
 fn unmarked_tools(value: &[u8]) -> Edit {
     if memchr::memmem::find(value, b"\"cache_control\"").is_none() {
@@ -231,7 +209,7 @@ fn unmarked_tools(value: &[u8]) -> Edit {
 }
 
 /// What this type cannot say: another member of the pool may.
-fn blame(param: &str, message: String) -> Failure {
+pub(super) fn blame(param: &str, message: String) -> Failure {
     unsupported(param, message)
 }
 
