@@ -87,6 +87,7 @@ impl Normaliser {
                 let empty = if has_calls { Value::Null } else { json!("") };
                 message.insert("content".into(), empty);
             }
+            chat_logprobs(choice, message.get("content"));
             choice.insert("message".into(), Value::Object(message));
             if choice.get("finish_reason").is_none_or(Value::is_null) {
                 choice.insert("finish_reason".into(), json!("stop"));
@@ -208,6 +209,7 @@ impl Normaliser {
             split_content(&mut delta);
             name_reasoning(&mut delta);
             announce_once(&mut delta, &mut state.calls, &self.fallback_id);
+            chat_logprobs(choice, delta.get("content"));
             choice.insert("delta".into(), Value::Object(delta));
         }
         if has_reason {
@@ -259,6 +261,31 @@ fn split_content(message: &mut Map<String, Value>) {
     if !thinking.is_empty() {
         message.insert("reasoning_content".into(), json!(thinking));
     }
+}
+
+/// Together writes log probabilities as completions have them, and in a chunk as the number of its one token.
+fn chat_logprobs(choice: &mut Map<String, Value>, content: Option<&Value>) {
+    let Some(found) = choice.get_mut("logprobs") else { return };
+    let entry = |token: &str, logprob: &Value, top: Vec<Value>| json!({ "token": token, "logprob": logprob, "bytes": token.as_bytes(), "top_logprobs": top });
+    let entries: Vec<Value> = match &*found {
+        Value::Number(_) => content
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+            .map(|text| entry(text, found, Vec::new()))
+            .into_iter()
+            .collect(),
+        Value::Object(legacy) if legacy.contains_key("tokens") => {
+            let list = |name: &str| legacy.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let top = |place: usize| {
+                let others = list("top_logprobs").get(place).and_then(Value::as_object).into_iter().flatten();
+                others.map(|(token, logprob)| json!({ "token": token, "logprob": logprob, "bytes": token.as_bytes() })).collect()
+            };
+            let pairs = list("tokens").iter().zip(list("token_logprobs")).enumerate();
+            pairs.filter_map(|(place, (token, logprob))| Some(entry(token.as_str()?, logprob, top(place)))).collect()
+        }
+        _ => return,
+    };
+    *found = if entries.is_empty() { Value::Null } else { json!({ "content": entries, "refusal": null }) };
 }
 
 /// Where its own tools have run, Mistral tells an answer in several messages: the assistant's together.
@@ -416,6 +443,24 @@ mod tests {
             }
         }
         calls
+    }
+
+    #[test]
+    fn log_probabilities_have_one_shape() {
+        let shaped = |logprobs: Value, content: Value| {
+            let mut choice = json!({ "logprobs": logprobs }).as_object().unwrap().clone();
+            chat_logprobs(&mut choice, Some(&content));
+            choice["logprobs"].take()
+        };
+        let hi = json!({ "token": "hi", "logprob": -0.5, "bytes": [104, 105], "top_logprobs": [] });
+        assert_eq!(shaped(json!(-0.5), json!("hi")), json!({ "content": [hi], "refusal": null }));
+        assert_eq!(shaped(json!(-0.5), json!("")), Value::Null);
+        let legacy = json!({ "tokens": ["hi"], "token_logprobs": [-0.5], "token_ids": [7], "top_logprobs": [{ "ho": -2.0 }] });
+        let found = shaped(legacy, json!("hi"));
+        assert_eq!(found["content"][0]["logprob"], -0.5);
+        assert_eq!(found["content"][0]["top_logprobs"], json!([{ "token": "ho", "logprob": -2.0, "bytes": [104, 111] }]));
+        let own = json!({ "content": [], "refusal": null });
+        assert_eq!(shaped(own.clone(), json!("hi")), own);
     }
 
     #[test]

@@ -66,11 +66,13 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
             "logprobs" if quirks.completion_style && ask.endpoint == Endpoint::Chat && value == b"true" => {
                 Edit::Replace(None, Cow::Borrowed(b"1"))
             }
+            "logprobs" if quirks.completion_style && value == b"false" => Edit::Drop,
             name if quirks.messages == Messages::Strict && strict::knows(ask.endpoint, name) => strict::field(name, value)?,
             "tools" if quirks.messages == Messages::WithoutReasoning => unmarked_tools(value),
             _ => by_table(quirks, ask, &name, value),
         };
-        if matches!(edit, Edit::Drop) && value != b"null" && !matches!(&*name, "stream_options" | "max_tokens") {
+        let says_nothing = value == b"null" || (&*name, value) == ("logprobs", b"false".as_slice());
+        if matches!(edit, Edit::Drop) && !says_nothing && !matches!(&*name, "stream_options" | "max_tokens") {
             dropped.push(name.into());
         }
         edited |= !matches!(edit, Edit::Keep);
