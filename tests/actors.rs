@@ -206,7 +206,7 @@ async fn a_replaced_generation_finishes_what_it_carries_within_its_drain_deadlin
     let AnswerBody::Live(live) = answer.body else { panic!("a stream is live") };
     let pulling =
         actix_rt::spawn(live.take().map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap()).collect::<Vec<_>>());
-    let act = |deadline| RestartBackend { backend: 0, deadline: Some(deadline), wait: true };
+    let act = |deadline| RestartBackend { backend: 0, deadline: Some(deadline), wait: true, by: String::new() };
     let report = worker.director.send(act(Duration::from_secs(600))).await.unwrap().unwrap();
     let drained = report.drained.unwrap();
     assert_eq!((report.generation, report.in_flight_at_start, drained.completed, drained.cut), (2, 1, 0, 1));
@@ -229,7 +229,7 @@ async fn a_job_that_waits_in_a_full_pool_is_served_although_its_backend_restarts
         .collect();
     sleep(Duration::from_secs(60)).await;
     for backend in 0..2 {
-        worker.director.send(RestartBackend { backend, deadline: None, wait: false }).await.unwrap().unwrap();
+        worker.director.send(RestartBackend { backend, deadline: None, wait: false, by: String::new() }).await.unwrap().unwrap();
         sleep(Duration::from_secs(60)).await;
     }
     for asked in asking {

@@ -106,7 +106,7 @@ impl Handler<DrainBackend> for Director {
             let asked = shards.iter().map(|(_, shard)| shard.send(Unqueue { backend: act.backend }));
             report.moved = join_all(asked).await.into_iter().flatten().sum();
             let ends = act.deadline.map(|deadline| start + deadline);
-            let emptying = until_drained(Arc::clone(&shared), shards, act.backend, ends, report.clone());
+            let emptying = until_drained(Arc::clone(&shared), shards, act.backend, ends, report.clone(), act.by);
             if act.wait {
                 report.cut = emptying.await;
             } else if is_first || act.deadline.is_some() {
@@ -119,13 +119,14 @@ impl Handler<DrainBackend> for Director {
     }
 }
 
-/// Waits until a drained backend carries nothing, and tells the journal; returns how many were cut.
+/// Waits until a drained backend carries nothing, and tells the journal and the log; returns how many were cut.
 async fn until_drained(
     shared: Arc<Shared>,
     shards: Vec<(usize, Addr<Shard>)>,
     index: usize,
     ends: Option<Instant>,
     report: DrainedBackend,
+    by: String,
 ) -> usize {
     let start = Instant::now();
     let cut = until_empty(Arc::clone(&shared), shards, index, ends).await;
@@ -134,6 +135,7 @@ async fn until_drained(
         let DrainedBackend { id, backend, in_flight_at_start, .. } = report;
         let seconds = start.elapsed().as_secs_f64();
         let words = format!("{id}: {in_flight_at_start} in flight -> 0, {cut} cut, {seconds:.1} s");
+        tracing::info!(target: "audit", act = "drain-completed", backend, by, result = words, "operator's act");
         shared.journal.note("drained", Some(&backend), None, words);
     }
     cut
@@ -178,7 +180,7 @@ impl Handler<RestartBackend> for Director {
                 return Err(());
             }
             let mut report = RestartReport { id, backend, generation, in_flight_at_start, drained: None };
-            let drained = drain_report(reports, report.clone(), journal);
+            let drained = drain_report(reports, report.clone(), journal, act.by);
             if act.wait {
                 report.drained = Some(drained.await);
             } else {
@@ -193,6 +195,7 @@ async fn drain_report(
     reports: Vec<oneshot::Receiver<super::RetireReport>>,
     act: RestartReport,
     journal: Arc<Journal>,
+    by: String,
 ) -> DrainReport {
     let workers: Vec<_> = join_all(reports).await.into_iter().flatten().collect();
     let report = DrainReport {
@@ -207,11 +210,8 @@ async fn drain_report(
         "{}: generation {} replaced its predecessor: {} in flight -> 0, {} failed, {} moved, {} cut, {:.1} s",
         act.id, act.generation, act.in_flight_at_start, report.failed, report.moved, report.cut, report.duration_seconds
     );
+    // Also where whoever has asked did not wait for it.
+    tracing::info!(target: "audit", act = "restart-completed", backend = act.backend, by, result = words, "operator's act");
     journal.note("restarted", Some(&act.backend), None, words);
-    tracing::info!(
-        backend = %act.backend, generation = act.generation, act = %act.id, in_flight_at_start = act.in_flight_at_start,
-        completed = report.completed, moved = report.moved, cut = report.cut, seconds = report.duration_seconds,
-        "restart completed"
-    );
     report
 }

@@ -308,6 +308,8 @@ pub struct RestartBackend {
     pub deadline: Option<Duration>,
     /// Whether to await the whole report.
     pub wait: bool,
+    /// Who has asked, for the audit line of its end.
+    pub by: String,
 }
 
 /// What became of a restart.
@@ -361,6 +363,8 @@ pub struct DrainBackend {
     pub deadline: Option<Duration>,
     /// Whether to await the end of what it carries.
     pub wait: bool,
+    /// Who has asked, for the audit line of its end.
+    pub by: String,
 }
 
 /// What became of a drain.

@@ -672,7 +672,7 @@ async fn the_log_for_people_is_plain_text_where_it_goes_to_a_file() {
 #[tokio::test]
 async fn each_act_of_an_operator_is_logged_with_who_and_what_came_of_it() {
     let mut running = Running::start(
-        "server: { port: 0, workers: 1, drainGrace: 50ms }\nadmin: { token: the-admin-token }\n\
+        "server: { port: 0, workers: 1, drainGrace: 50ms }\nadmin: { token: the-admin-token, readToken: the-read-token }\n\
          backends:\n  - { name: up, type: simulated }\n  - { name: p, type: pool, backends: [{ name: up, weight: 2 }] }\n",
         &[],
     );
@@ -692,8 +692,14 @@ async fn each_act_of_an_operator_is_logged_with_who_and_what_came_of_it() {
     ] {
         let reply = running.send(method, &format!("/admin/api/{path}"), &[operator, json], body).await;
         assert_eq!(reply.status, status, "{path}: {}", reply.text());
-        expected.push(act);
+        if path.ends_with("wait=1") {
+            // Written where it ends, whether somebody still waits for it or not.
+            expected.push(format!("{act}-completed"));
+        }
+        expected.push(act.to_owned());
     }
+    let reader = [("authorization", "Bearer the-read-token")];
+    assert_eq!(running.send("POST", "/admin/api/backends/up/reset", &reader, "").await.status, 403);
     let guess = [("authorization", "Bearer a-guess")];
     assert_eq!(running.send("POST", "/admin/api/backends/up/reset", &guess, "").await.status, 401);
     running.signal("TERM");
@@ -706,10 +712,19 @@ async fn each_act_of_an_operator_is_logged_with_who_and_what_came_of_it() {
     for line in audit.iter().filter(|line| line["backend"] == "up") {
         assert!(line["by"].as_str().is_some_and(|by| by.contains("127.0.0.1")), "{line}");
         assert!(line["time"].is_string(), "{line}");
-        assert!(line["result"].as_str().is_some_and(|result| result.starts_with('{')), "{line}");
+        let is_end = line["act"].as_str().is_some_and(|act| act.ends_with("-completed"));
+        assert!(line["result"].as_str().is_some_and(|result| result.starts_with('{') || is_end), "{line}");
     }
+    let refused: Vec<&&Value> = audit.iter().filter(|line| line["message"] == "an act was refused").collect();
+    assert!(
+        matches!(refused[..], [line] if line["path"] == "/admin/api/backends/up/reset" && line["by"].is_string()),
+        "{refused:?}"
+    );
     assert_eq!(audit.last().unwrap()["message"], "a wrong admin token was refused");
-    assert!(!printed.contains("the-admin-token") && !printed.contains("a-guess"), "{printed}");
+    assert!(
+        !printed.contains("the-admin-token") && !printed.contains("the-read-token") && !printed.contains("a-guess"),
+        "{printed}"
+    );
 }
 
 const SLOW: &str =

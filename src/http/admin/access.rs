@@ -95,12 +95,17 @@ pub(in crate::http) async fn enter(request: &HttpRequest, is_act: bool) -> Resul
     let gateway = request.app_data::<Rc<Gateway>>().map(Rc::clone).ok_or_else(Refused::internal)?;
     let address = peer(request);
     let (role, way) = admit(request, &gateway, address).await?;
+    let who = || Visitor { gateway: Rc::clone(&gateway), role, way, address }.who();
+    let refused = |why: &'static str| {
+        tracing::warn!(target: "audit", method = %request.method(), path = request.path(), by = who(), why, "an act was refused");
+    };
     if is_act && role != Role::Operator {
+        refused("this token may only look");
         return Err(Refused::new(StatusCode::FORBIDDEN, "this token may look, but not act; use the admin token", "read_only"));
     }
     // A bearer token is sent by nobody's browser on its own.
     if is_act && way != Way::Token {
-        same_origin(request)?;
+        same_origin(request).inspect_err(|_| refused("another site has caused it"))?;
     }
     Ok(Visitor { gateway, role, way, address })
 }

@@ -130,7 +130,12 @@ pub(super) async fn restart(request: HttpRequest) -> Result<HttpResponse, Refuse
     let deadline = duration("deadline", options.deadline.as_deref())?;
     let wait = options.is_on();
     act.note("restart-requested", &json!({ "deadline": options.deadline }));
-    let sent = act.visitor.gateway.director.send(RestartBackend { backend: act.backend.index, deadline, wait }).await;
+    let sent = act
+        .visitor
+        .gateway
+        .director
+        .send(RestartBackend { backend: act.backend.index, deadline, wait, by: act.visitor.who() })
+        .await;
     let Ok(Ok(mut begun)) = sent else { return Err(worker_gone()) };
     let Some(drained) = begun.drained.take() else {
         act.note("restart", &begun);
@@ -152,7 +157,12 @@ pub(super) async fn drain(request: HttpRequest) -> Result<HttpResponse, Refused>
     let deadline = duration("deadline", options.deadline.as_deref())?;
     let wait = options.is_on();
     act.note("drain-requested", &json!({ "deadline": options.deadline }));
-    let sent = act.visitor.gateway.director.send(DrainBackend { backend: act.backend.index, deadline, wait }).await;
+    let sent = act
+        .visitor
+        .gateway
+        .director
+        .send(DrainBackend { backend: act.backend.index, deadline, wait, by: act.visitor.who() })
+        .await;
     let Ok(report) = sent else { return Err(worker_gone()) };
     act.note("drain", &report);
     let status = if report.in_flight == 0 { StatusCode::OK } else { StatusCode::ACCEPTED };
