@@ -104,6 +104,15 @@ impl Trail {
         }
     }
 
+    /// Notes when a try has brought its first content; says whether another one has failed before.
+    pub fn first_content(&self, place: usize, at: Duration) -> bool {
+        let mut trace = self.lock();
+        if let Some(told) = trace.tries.get_mut(place) {
+            told.first_content = Some(at);
+        }
+        trace.tries.len() > 1 && trace.tries.iter().any(|told| matches!(told.end, Some((_, TryEnd::Failed(..)))))
+    }
+
     /// How many tries there have been.
     pub fn tries(&self) -> usize {
         self.lock().tries.len()

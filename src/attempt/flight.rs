@@ -213,14 +213,11 @@ impl Flight {
     }
 
     /// Notes the first content, and whether earlier tries of the request had failed.
-    pub fn note_first_content(&self, tries: u32) {
+    pub fn note_first_content(&self) {
         let now = self.now();
         self.end_wait();
         self.first_content.set(Some(now));
-        // Beside a slow try nothing has failed.
-        self.absorbed.set(tries > 1 && !self.is_hedge);
-        let at = self.call.age(now);
-        self.call.trail.amend(self.told.get(), |told| told.first_content = Some(at));
+        self.absorbed.set(self.call.trail.first_content(self.told.get(), self.call.age(now)));
         let vitals = &self.flights.vitals;
         if self.is_proof.get() {
             vitals.recovered(self.slot, self.try_started.get(), now);

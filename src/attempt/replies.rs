@@ -96,7 +96,7 @@ pub(super) async fn whole_reply(
         Usage::estimate(ask.body.len(), output)
     });
     if let Some(flight) = flight.take() {
-        flight.note_first_content(head.attempts);
+        flight.note_first_content();
         flight.keep(&whole.keepsakes);
         flight.settle(End::Served, Some(usage));
     }
@@ -142,7 +142,7 @@ pub(super) async fn stream_reply(
     let Some(flight) = flight.take() else {
         return Err(Failure::new(FailureClass::Crashed, "the attempt had settled before its answer"));
     };
-    flight.note_first_content(head.attempts);
+    flight.note_first_content();
     let headers = client_headers(head.station, incoming.headers(), ask.now);
     flight.go_live(Upstream::new(incoming, Meter::Events(Box::new(relay)), ask.body.len(), total_ends));
     let body = AnswerBody::Live(SendWrapper::new(LiveBody::new(flight)));
@@ -166,7 +166,7 @@ pub(super) fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Opti
             if !(status.is_success() || status.is_redirection()) {
                 flight.note_refusal(refusal(status, incoming.headers()).as_ref());
             }
-            flight.note_first_content(head.attempts);
+            flight.note_first_content();
             let meter = Meter::Bytes { tail: Vec::new(), remaining: content_length(incoming.headers()).filter(|_| has_body) };
             flight.go_live(Upstream::new(incoming, meter, head.call.body.len(), ends));
             AnswerBody::Live(SendWrapper::new(LiveBody::new(flight)))

@@ -316,6 +316,7 @@ async fn a_hedge_beside_a_second_try_counts_as_a_third() {
     let reply = gateway.chat("p", "x").await;
     assert_eq!((reply.status, reply.header("x-stagedoor-backend")), (200, Some("fast")));
     assert_eq!((reply.header("x-stagedoor-attempts"), reply.header("x-stagedoor-failed")), (Some("3"), Some("ill:server_error")));
+    eventually("it counts as absorbed", || async { pool_state(&gateway).await["absorbed"] == 1 }).await;
 }
 
 #[tokio::test]
