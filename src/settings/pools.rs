@@ -101,6 +101,26 @@ fn note_mixture(entry: &Entry, members: &[usize], backends: &[Arc<Backend>], fin
     }
 }
 
+/// What a pool does with its requests it does where it is asked itself.
+fn note_own(inner: &Entry, outer: &Entry, findings: &mut Findings) {
+    let own = [
+        ("affinity", inner.affinity.is_some()),
+        ("hedge", inner.hedge.is_some()),
+        ("deadline", inner.deadline.is_some()),
+        ("maxAttempts", inner.max_attempts.is_some()),
+    ];
+    let named: Vec<&str> = own.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect();
+    let note = format!(
+        "pool `{}`: its {} count for requests to itself, not for those it gets as a member of `{}`, which has its own",
+        inner.name,
+        named.join(", "),
+        outer.name
+    );
+    if !named.is_empty() && !findings.notes.contains(&note) {
+        findings.notes.push(note);
+    }
+}
+
 /// What a member's name can mean.
 struct Names<'n, 'e> {
     by_name: &'n HashMap<&'e str, &'e Entry>,
@@ -152,6 +172,7 @@ fn group<'e>(
         } else if trail.contains(&name) {
             findings.problem(&place, format!("the pool contains itself: {} -> {name}", trail.join(" -> ")));
         } else if let Some(inner) = names.by_name.get(name) {
+            note_own(inner, entry, findings);
             trail.push(name);
             let inner = group(inner, names, members, size, trail, findings);
             children.push(size.child(weight, Node::Group(inner)));
