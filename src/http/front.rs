@@ -33,7 +33,10 @@ pub(super) async fn serve(request: HttpRequest, payload: web::Payload) -> HttpRe
     let mut log = RequestLog::new(&gateway, Span::current());
     match take(&gateway, &request, payload, &mut log).await {
         Ok((call, pool)) => dispatch(&gateway, call, pool, log).await,
-        Err(error) => reply::respond(Err(error), log),
+        Err(error) => {
+            log.refused(span::id_of(&request));
+            reply::respond(Err(error), log)
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) struct RequestLog {
     usage: Option<Usage>,
     pub(super) dropped: SmallVec<[Box<str>; 4]>,
     call: Option<Arc<Call>>,
+    /// Its id, if it was refused before it was read.
+    refused: Option<Arc<str>>,
     /// Its place in the statistics of its pool, once it has one.
     counting: Option<Counting>,
     /// Place of its route in the statistics, once it has one.
@@ -78,6 +80,7 @@ impl RequestLog {
             usage: None,
             dropped: SmallVec::new(),
             call: None,
+            refused: None,
             counting: None,
             route_place: None,
             open: None,
@@ -106,6 +109,11 @@ impl RequestLog {
             self.open = Some(slots.open.borrow_mut().insert(open));
         }
         self.call = Some(Arc::clone(call));
+    }
+
+    /// The request is refused before it is read. Of a caller that is let in that is told as well.
+    pub(super) fn refused(&mut self, id: Arc<str>) {
+        self.refused = Some(id).filter(|_| self.route_place.is_some() && self.gateway.slots.tells_stories());
     }
 
     /// The request's root span.
@@ -243,16 +251,19 @@ impl RequestLog {
 
     /// What remains of the request.
     fn story(&mut self, duration: Duration) -> Option<Story> {
-        let call = self.call.take()?;
+        let (id, stream, trail) = match (self.call.take(), self.refused.take()) {
+            (Some(call), _) => (Arc::clone(&call.id), call.is_stream(), Arc::clone(&call.trail)),
+            (None, refused) => (refused?, false, Arc::default()),
+        };
         Some(Story {
-            id: Arc::clone(&call.id),
+            id,
             at: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
             duration,
             caller: self.caller.take(),
             route: self.route.take(),
             pool: self.pool.take(),
             operation: self.operation,
-            stream: call.is_stream(),
+            stream,
             status: self.status,
             outcome: self.outcome,
             class: self.class,
@@ -262,7 +273,7 @@ impl RequestLog {
             first_content: self.first_content,
             usage: self.usage,
             dropped: std::mem::take(&mut self.dropped),
-            trail: Arc::clone(&call.trail),
+            trail,
         })
     }
 }
@@ -308,12 +319,15 @@ impl Drop for RequestLog {
         if let (Some(meters), Some(operation)) = (otlp::meters(), self.operation) {
             self.measure(meters, operation, duration);
         }
+        if self.open.is_none() && self.refused.is_none() {
+            return;
+        }
+        let gateway = Rc::clone(&self.gateway);
         if let Some(open) = self.open {
-            let gateway = Rc::clone(&self.gateway);
             gateway.slots.open.borrow_mut().try_remove(open);
-            if let Some(story) = self.story(duration) {
-                gateway.slots.stories.borrow_mut().add(story);
-            }
+        }
+        if let Some(story) = self.story(duration) {
+            gateway.slots.stories.borrow_mut().add(story);
         }
     }
 }

@@ -428,6 +428,30 @@ async fn a_standby_is_not_checked_before_its_time_nor_while_a_check_is_under_way
 }
 
 #[tokio::test]
+async fn a_request_that_is_refused_before_it_is_read_is_told_of_too() {
+    let gateway = Gateway::start("backends:\n  - { name: up, type: simulated }\nauth: { keys: [{ name: app, key: k }] }\n");
+    let ask = |id: &'static str, key: &'static str, path: &'static str| {
+        let headers = [("x-request-id", id), ("authorization", key), ("content-type", "application/json")];
+        let gateway = &gateway;
+        async move { gateway.send("POST", path, &headers, b"{broken").await.status }
+    };
+    assert_eq!(ask("broken-1", "Bearer k", "/v1/chat/completions").await, 400);
+    assert_eq!(ask("nobody-1", "Bearer wrong", "/v1/chat/completions").await, 401);
+    assert_eq!(ask("nowhere-1", "Bearer k", "/nowhere").await, 404);
+    eventually("it is told", || async { gateway.get("/admin/api/requests/broken-1").await.status == 200 }).await;
+    let story = gateway.get("/admin/api/requests/broken-1").await.json();
+    assert_eq!(
+        (&story["status"], &story["outcome"], &story["caller"]),
+        (&json!(400), &json!("failed"), &json!("app")),
+        "{story}"
+    );
+    assert_eq!((&story["class"], &story["attempts"], &story["tries"]), (&json!("caller"), &json!(0), &json!([])), "{story}");
+    for unknown in ["nobody-1", "nowhere-1"] {
+        assert_eq!(gateway.get(&format!("/admin/api/requests/{unknown}")).await.status, 404, "strangers fill no memory");
+    }
+}
+
+#[tokio::test]
 async fn a_request_keeps_its_story() {
     let (ill, well) = (switched("ill", 500, &switch(true)).await, Provider::saying("well").await);
     let gateway = Gateway::start(&format!(
