@@ -73,6 +73,20 @@ test("cancelling a request ends it, and its client is told", async () => {
   });
 });
 
+test("requests with one id have a row each, and cancelling says that it ends them all", async () => {
+  const gateway = await startGateway({ backends: [simulated("slow", { tokens: 10_000, tokensPerSecond: 10 })] });
+  await withPage(gateway, {}, async (page) => {
+    await drawn(page);
+    const answers = [1, 2, 3].map(() => chat(gateway, { model: "slow", stream: true, id: "twin" }));
+    await page.waitForFunction(() => document.querySelectorAll("[data-part=flights] [data-request=twin]").length === 3);
+    await page.locator("[data-request=twin] [data-act=cancel]").first().click();
+    await says(page, "#act", /3 attempts in flight carry this id: all of them end/);
+    await page.keyboard.press("Enter");
+    await says(page, "#act .outcome", /3 attempts ended/);
+    for (const answer of await Promise.all(answers)) assert.match(answer.text, /"error"/);
+  });
+});
+
 test("drain, resume, reset, weight and test show their result and leave a line in the timeline", async () => {
   const ill = simulated("ill", {
     maxRetries: 0,

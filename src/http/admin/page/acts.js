@@ -112,7 +112,8 @@ const ACTS = {
   cancel: {
     verb: "Cancel request",
     leave: "Let it run",
-    words: () => "Its client gets an error, and what was answered so far is lost.",
+    words: ({ alike }) =>
+      `${alike ? `${alike} attempts in flight carry this id: all of them end. ` : ""}Its client gets an error, and what was answered so far is lost.`,
     send: (request) => remove(`requests/${encodeURIComponent(request.name)}`),
     result: ({ ended }) => ({ words: `${several(ended, "attempt")} ended` }),
   },
@@ -196,8 +197,8 @@ export class Acts {
   }
 
   targetOf(button) {
-    const request = button.closest("[data-request]")?.dataset.request;
-    if (request !== undefined) return { name: request, isRequest: true };
+    const row = button.closest("[data-request]")?.dataset;
+    if (row !== undefined) return { name: row.request, alike: row.alike, isRequest: true };
     const name = button.closest("[data-backend]")?.dataset.backend;
     return this.state.backends.find((backend) => backend.name === name);
   }

@@ -283,7 +283,8 @@ function headroom({ requests_left, requests_limit, tokens_left, tokens_limit, se
 function totals(counts) {
   const told = (words) => words.map((word) => `${count(counts[word])} ${word}`).join(", ");
   const attempts = `${several(counts.attempts, "attempt")}: ${told(["served", "failed", "cancelled", "truncated", "cut"])}`;
-  const tokens = `${count(counts.prompt_tokens)} tokens in, ${count(counts.completion_tokens)} out`;
+  const cached = counts.cached_tokens === 0 ? "" : ` (${part(counts.cached_tokens / counts.prompt_tokens)} from its cache)`;
+  const tokens = `${count(counts.prompt_tokens)} tokens in${cached}, ${count(counts.completion_tokens)} out`;
   return [attempts, told(["retried", "bounced"]), tokens].join("; ");
 }
 

@@ -17,13 +17,21 @@ export class Flights {
     this.parts = partsOf(byId("requests"));
     this.rows = new Keyed(
       this.parts.flights,
-      (flight) => `${flight.worker}/${flight.id}`,
+      (flight) => flight.key,
       () => new Flight(this),
     );
   }
 
   update(flights, open, at) {
     this.at = at;
+    const seen = new Map();
+    for (const flight of flights) {
+      // A client may use an id for several requests, and a hedged one is in flight twice.
+      const number = seen.get(flight.id) ?? 0;
+      seen.set(flight.id, number + 1);
+      flight.key = `${flight.id}/${number}`;
+    }
+    for (const flight of flights) flight.alike = seen.get(flight.id);
     this.rows.update(flights);
     show(this.parts.noFlights, flights.length === 0);
     const hidden = Math.max(0, open - flights.length);
@@ -48,6 +56,7 @@ class Flight {
       mark(root, "data-request", flight.id);
       mark(parts.age, "title", `since ${date(this.flights.at - flight.age_seconds)}`);
     }
+    mark(root, "data-alike", flight.alike > 1 ? flight.alike : null);
     write(parts.age, time(flight.age_seconds));
     write(parts.phase, flight.phase);
     mark(parts.phase, "data-tone", flight.phase === "streaming" ? "live" : "none");

@@ -65,9 +65,20 @@ const sum = (list, value) => list.reduce((all, entry) => all + value(entry), 0);
 
 function poolLeaf(pool, here) {
   const words = here
-    ? `${pool.strategy}, ${several(here.requests, "request")}, ${count(here.parked)} waiting, ${several(here.restarts, "restart")}`
+    ? `${pool.strategy}, ${several(here.requests, "request")}, ${count(here.parked)} waiting, ${several(here.restarts, "restart")}${extras(pool)}`
     : "not known";
   return { name: pool.name, words, symbol: here ? "well" : "unknown" };
+}
+
+/** What a pool's hedges and conversations have come to, over all workers. */
+function extras({ hedges, conversations }) {
+  const told = [];
+  if (hedges) told.push(`${count(hedges.won)} of ${several(hedges.started, "hedge")} won`);
+  if (conversations) {
+    const { kept, moved } = conversations;
+    told.push(`conversations: ${count(kept)} kept with their member, ${count(moved)} moved`);
+  }
+  return told.length === 0 ? "" : `; in the whole process ${told.join(", ")}`;
 }
 
 /** The pools of one, together. */
