@@ -180,7 +180,7 @@ impl Flight {
 
     /// Tells the request's story of a failed try.
     pub fn tell_failure(&self, failure: &Failure) {
-        self.note_end(self.now(), TryEnd::Failed(failure.class, failure.message.as_str().into()), None);
+        self.note_end(self.now(), TryEnd::Failed(failure.class, failure.unquoted().into()), None);
     }
 
     /// Reports a failed try to the backend's circuits and averages.

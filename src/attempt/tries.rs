@@ -119,7 +119,7 @@ pub async fn work(
 
 fn log_failure(failure: &Failure) {
     let class = failure.class.word();
-    tracing::info!(target: "attempt", class, status = failure.status, reason = %failure.message, "attempt failed");
+    tracing::info!(target: "attempt", class, status = failure.status, reason = failure.unquoted(), "attempt failed");
 }
 
 fn failed_here(flight: Option<&FlightGuard>, class: FailureClass) {

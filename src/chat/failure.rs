@@ -198,4 +198,69 @@ impl Failure {
             headers: Vec::new(),
         }
     }
+
+    /// The message as logs and operators see it: without what it quotes of the request, as far as that can be told. Validators
+    /// repeat the value that they refuse.
+    pub fn unquoted(&self) -> String {
+        let end = ["'input':", "\"input\":", "input_value="].iter().filter_map(|mark| self.message.find(mark)).min();
+        let mut out = String::with_capacity(self.message.len());
+        let mut rest = &self.message[..end.unwrap_or(self.message.len())];
+        let mut before = ' ';
+        while let Some(at) = rest.find(['\'', '"']) {
+            let (text, quoted) = rest.split_at(at);
+            out.push_str(text);
+            before = text.chars().next_back().unwrap_or(before);
+            let (mark, inner) = quoted.split_at(1);
+            let length = inner.find(mark).unwrap_or(inner.len());
+            // Within a word it is an apostrophe.
+            if before.is_alphanumeric() || length <= QUOTED {
+                out.push_str(mark);
+                rest = inner;
+            } else {
+                out.push_str(&format!("{mark}…"));
+                rest = &inner[length..];
+            }
+            before = '…';
+        }
+        out.push_str(rest);
+        if end.is_some() {
+            out.push('…');
+        }
+        out
+    }
+}
+
+/// Bytes of a quotation that may be a field's name or a value's kind, and no text of a prompt to speak of.
+const QUOTED: usize = 40;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_message_quotes_of_the_request_is_left_out() {
+        let unquoted = |message: &str| Failure::new(FailureClass::Caller, message).unquoted();
+        for plain in [
+            "max_tokens must be at most 4096, don't ask for more than the model's context can't hold, which isn't much",
+            "Invalid value: 'xhigh'. Supported values are: 'low', 'medium' and 'high'.",
+            "field 'messages[0].content' is missing",
+            "it isn't quoted at the end'",
+            "",
+        ] {
+            assert_eq!(unquoted(plain), plain);
+        }
+        let long = "a secret question that is much too long to be the name of a field";
+        assert_eq!(unquoted(&format!("cannot read '{long}' here")), "cannot read '…' here");
+        assert_eq!(unquoted(&format!("cannot read \"{long}")), "cannot read \"…");
+        let validator = "1 validation error: [{'loc': ('body', 'n'), 'msg': 'Field required', 'input': {'content': 'SECRET'}}]";
+        assert_eq!(unquoted(validator), "1 validation error: [{'loc': ('body', 'n'), 'msg': 'Field required', …");
+        assert_eq!(unquoted("bad [type=int, input_value='SECRET', input_type=str]"), "bad [type=int, …");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_message_can_be_told(message in ".{0,200}") {
+            Failure::new(FailureClass::Caller, message).unquoted();
+        }
+    }
 }
