@@ -189,7 +189,7 @@ impl Flight {
         let now = self.now();
         self.tell_failure(failure);
         let is_callers = matches!(failure.class, FailureClass::Timeout(_)) && Instant::now() >= self.call.deadline;
-        if !is_callers {
+        if !is_callers && !failure.is_excused {
             self.flights.vitals.failed(self.slot, failure, sent, self.started, now);
         }
     }

@@ -174,6 +174,8 @@ pub struct Failure {
     pub attempts: u32,
     /// Headers of the provider's reply that the client may see.
     pub headers: Vec<(String, String)>,
+    /// Whether it speaks against nobody: what a model makes of a request may be the request's doing.
+    pub is_excused: bool,
 }
 
 impl From<Box<Failure>> for Failure {
@@ -196,6 +198,7 @@ impl Failure {
             backend: None,
             attempts: 0,
             headers: Vec::new(),
+            is_excused: false,
         }
     }
 

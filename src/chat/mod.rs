@@ -14,6 +14,7 @@ pub use failure::{Failure, FailureClass, Phase, Retry, Verdict};
 pub use json::{JsonError, Lexer, unquote};
 pub use scan::{Features, Field, Scan, ScanError, Shape, scan};
 pub use usage::Usage;
+pub(crate) use usage::count;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -126,10 +126,19 @@ impl Usage {
     }
 }
 
-/// Providers write `null` for counts they do not know, and some write floats.
+/// A count; providers write `null` for those that they do not know, some write floats, and Google's may be texts. Anything else
+/// is none: a good reply is not lost for it.
+pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Number(number) => number.as_u64().or_else(|| number.as_f64().filter(|count| *count >= 0.0).map(whole)),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    })
+}
+
+/// The same, where none is zero.
 pub(crate) fn or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    let number = Option::<serde_json::Number>::deserialize(deserializer)?;
-    Ok(number.and_then(|n| n.as_u64().or_else(|| n.as_f64().filter(|f| *f >= 0.0).map(whole))).unwrap_or(0))
+    Ok(count(deserializer)?.unwrap_or(0))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and the caller checked the sign")]

@@ -308,6 +308,32 @@ fn stringified(json: &str) -> String {
     serde_json::to_string(json).unwrap_or_else(|_| "\"{}\"".to_owned())
 }
 
+/// A message in lower case, without what it quotes: that may be the client's words, which decide about no backend.
+fn own_words(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(at) = rest.find(['\'', '"', '`']) {
+        let (text, quoted) = rest.split_at(at);
+        out.push_str(text);
+        let (mark, inner) = quoted.split_at(1);
+        // Within a word it is an apostrophe.
+        let is_apostrophe = mark == "'" && text.chars().next_back().is_some_and(char::is_alphanumeric);
+        rest = match inner.find(mark).filter(|_| !is_apostrophe) {
+            Some(end) => &inner[end + 1..],
+            None => inner,
+        };
+    }
+    out.push_str(rest);
+    out.to_lowercase()
+}
+
+/// Whether an error is about a file or an object that the request refers to: then it says nothing about key or model.
+fn blames_a_file(message: &str) -> bool {
+    let (all, own) = (message.to_lowercase(), own_words(message));
+    ["file", "gs://", "storage.objects", "bucket"].iter().any(|word| all.contains(word))
+        && !["model", "api key"].iter().any(|word| own.contains(word))
+}
+
 /// Bytes of an error message that are passed on.
 const MESSAGE_LIMIT: usize = 2_000;
 
@@ -327,4 +353,22 @@ fn shorten(text: &str) -> String {
         end -= 1;
     }
     format!("{}...", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_message_quotes_decides_nothing() {
+        assert_eq!(
+            own_words("Decoding failed for \"API key not valid\", don't try 'it' or `that`"),
+            "decoding failed for , dont try  or "
+        );
+        assert_eq!(own_words("an \"open quotation"), "an open quotation");
+        assert!(blames_a_file("File not found: file_011"));
+        assert!(blames_a_file("Permission 'storage.objects.get' denied on resource"));
+        assert!(!blames_a_file("Publisher Model `projects/p/file/x` was not found"));
+        assert!(!blames_a_file("Permission denied"));
+    }
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::chat::{Failure, FailureClass};
-use crate::dialect::{ErrorReply, plain_text, shorten};
+use crate::dialect::{ErrorReply, blames_a_file, own_words, plain_text, shorten};
 
 #[derive(Default, Deserialize)]
 struct Body {
@@ -90,13 +90,16 @@ pub fn rate_limit(name: &str, value: &str, now: u64) -> Option<(String, String)>
 
 fn classify(status: u16, inner: Inner) -> Failure {
     let code = inner.details.and_then(|details| details.error_code);
-    let text = inner.message.to_lowercase();
+    let text = own_words(&inner.message);
     let is_spent = code.as_deref().is_some_and(|code| code.contains("spend_limit"))
         || (matches!(status, 400 | 403 | 429) && (text.contains("credit balance is too low") || text.contains("spend limit")));
     let too_long = matches!(status, 400 | 413)
         && ["prompt is too long", "exceed context limit", "context window"].iter().any(|words| text.contains(words));
     let class = match status {
         _ if is_spent || inner.kind == "billing_error" => FailureClass::Billing,
+        403 | 404 if blames_a_file(&inner.message) => FailureClass::Caller,
+        // A key may have some models and not others.
+        403 if text.contains("model") => FailureClass::ModelUnknown,
         401 | 403 => FailureClass::Credential,
         402 => FailureClass::Billing,
         404 => FailureClass::ModelUnknown,
@@ -116,4 +119,25 @@ fn classify(status: u16, inner: Inner) -> Failure {
         _ => code,
     };
     failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_request_asks_for_takes_nobody_else_anything_away() {
+        for (status, kind, message, class) in [
+            (404, "not_found_error", "File not found: file_011", FailureClass::Caller),
+            (404, "not_found_error", "model: claude-x", FailureClass::ModelUnknown),
+            (403, "permission_error", "Your key has no access to the model claude-x", FailureClass::ModelUnknown),
+            (403, "permission_error", "Your organization is not allowed", FailureClass::Credential),
+            (400, "invalid_request_error", "Your credit balance is too low", FailureClass::Billing),
+            (400, "invalid_request_error", "Tool 'spend limit' not found in provided tools", FailureClass::Caller),
+        ] {
+            let body = serde_json::json!({ "type": "error", "error": { "type": kind, "message": message } }).to_string();
+            let found = failure(&ErrorReply { status, retry_after: None, body: body.as_bytes() });
+            assert_eq!(found.class, class, "{message}");
+        }
+    }
 }

@@ -55,7 +55,7 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "tools.strict", rule: "dropped where the schemas do not fit Anthropic's strict subset" },
     Lossy {
         field: "response_format",
-        rule: "`json_object` becomes an instruction; refused when its schema has free keys, recursion or more than Anthropic's strict subset can say",
+        rule: "`json_object` becomes an instruction; refused when its schema is a map of free keys (beside named ones none are given), has recursion or more than Anthropic's strict subset can say",
     },
     Lossy { field: "stop", rule: "texts of white space alone are dropped" },
     Lossy { field: "messages.name", rule: "dropped" },

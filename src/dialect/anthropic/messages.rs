@@ -61,7 +61,7 @@ pub(super) fn conversation<'a>(
     for (place, message) in messages.iter().enumerate() {
         building.take(place, message, ask)?;
     }
-    building.end(rules.prefill && may_continue)
+    building.end(messages.len(), rules.prefill && may_continue)
 }
 
 struct Building<'a> {
@@ -80,6 +80,11 @@ impl<'a> Building<'a> {
         match message.role {
             Role::System | Role::Developer => {
                 let mut found = blocks(&message.content, place)?;
+                if let Some(part) = found.iter().position(|block| !matches!(block, Block::Text { .. })) {
+                    let field = format!("messages[{place}].content[{part}]");
+                    let why = format!("`{field}`: instructions are text only with Anthropic; put it into a user message");
+                    return Err(crate::chat::request::unsupported(&field, why));
+                }
                 if let Some(last) = found.last_mut() {
                     last.mark(message.cache_control);
                 }
@@ -239,8 +244,7 @@ impl<'a> Building<'a> {
         }
     }
 
-    fn end(mut self, prefill: bool) -> Result<Conversation<'a>, Failure> {
-        let after = self.open_calls.len();
+    fn end(mut self, after: usize, prefill: bool) -> Result<Conversation<'a>, Failure> {
         self.all_answered(after)?;
         self.flush_notes(true);
         let turns = &mut self.out.turns;

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::error::failure_of;
 use crate::chat::request::Text;
-use crate::chat::{Failure, FailureClass, FinishReason, Keepsake, Piece, Sink as _, Usage};
+use crate::chat::{Failure, FailureClass, FinishReason, Keepsake, Piece, Sink as _, Usage, count};
 use crate::dialect::openai::ReplyWriter;
 use crate::dialect::{Ask, Whole, literal, stringified};
 
@@ -71,9 +71,13 @@ pub(super) struct Citation<'a> {
 /// Token counts; any may be missing or null.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 pub(super) struct NativeUsage {
+    #[serde(default, deserialize_with = "count")]
     input_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     output_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     cache_creation_input_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     cache_read_input_tokens: Option<u64>,
     cache_creation: Option<CacheCreation>,
     output_tokens_details: Option<OutputDetails>,
@@ -81,11 +85,13 @@ pub(super) struct NativeUsage {
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 struct CacheCreation {
+    #[serde(default, deserialize_with = "count")]
     ephemeral_1h_input_tokens: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 struct OutputDetails {
+    #[serde(default, deserialize_with = "count")]
     thinking_tokens: Option<u64>,
 }
 

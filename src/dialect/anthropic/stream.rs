@@ -91,8 +91,13 @@ pub struct Events {
 
 impl EventDecoder for Events {
     fn event(&mut self, data: &[u8], sink: &mut dyn Sink) -> Result<bool, Failure> {
-        let event: Event<'_> = serde_json::from_slice(data)
-            .map_err(|_| Failure::new(FailureClass::Malformed, "the provider's stream holds an event that cannot be read"))?;
+        let event: Event<'_> = match serde_json::from_slice(data) {
+            Ok(event) => event,
+            Err(_) if is_newer(data) => return Ok(false),
+            Err(_) => {
+                return Err(Failure::new(FailureClass::Malformed, "the provider's stream holds an event that cannot be read"));
+            }
+        };
         match &*event.kind {
             "content_block_delta" => {
                 if let Some(delta) = &event.delta {
@@ -122,6 +127,7 @@ impl EventDecoder for Events {
             }
             "message_stop" => {
                 if !self.finished {
+                    self.stop_all(sink);
                     sink.piece(0, &finish(None));
                 }
                 return Ok(true);
@@ -149,6 +155,26 @@ impl EventDecoder for Events {
         let thinking: Vec<&str> = self.thinking.iter().map(String::as_str).collect();
         keepsake(self.first_call.take(), &self.model, &thinking)
     }
+}
+
+/// Whether an event is of a type that is newer than this, whatever it holds.
+fn is_newer(data: &[u8]) -> bool {
+    const KNOWN: [&str; 8] = [
+        "message_start",
+        "message_delta",
+        "message_stop",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "error",
+        "ping",
+    ];
+    #[derive(Deserialize)]
+    struct Kind<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: Text<'a>,
+    }
+    serde_json::from_slice::<Kind<'_>>(data).is_ok_and(|event| !KNOWN.contains(&&*event.kind))
 }
 
 impl Events {
@@ -260,6 +286,13 @@ impl Events {
         self.thinking.push(block);
     }
 
+    /// Ends the blocks whose end was not told.
+    fn stop_all(&mut self, sink: &mut dyn Sink) {
+        while let Some((index, _)) = self.open.last() {
+            self.stop(*index, sink);
+        }
+    }
+
     fn message_delta(&mut self, delta: &Delta<'_>, sink: &mut dyn Sink) {
         let Some(reason) = delta.stop_reason.as_deref().filter(|_| !self.finished) else { return };
         if let Some(explanation) =
@@ -268,6 +301,7 @@ impl Events {
             sink.piece(0, &Piece::Refusal(explanation.get()));
         }
         self.finished = true;
+        self.stop_all(sink);
         if !self.thinking.is_empty() && !self.thinking_is_lost {
             sink.piece(0, &Piece::ThinkingBlocks(&format!("[{}]", self.thinking.join(","))));
         }

@@ -144,7 +144,8 @@ fn input_schema<'a>(
     let wrong = || caller("tools", format!("`parameters` of the function `{}` must be a JSON Schema object", &*function.name));
     if function.strict == Some(true) && may_be_strict {
         let tree: Value = serde_json::from_str(parameters.get()).map_err(|_| wrong())?;
-        if let Some(strict) = schema::closed(&tree, count) {
+        // Alternatives and references at the root must be made one object, and then cannot be held to.
+        if let Some(strict) = schema::closed(&tree, count).filter(is_object) {
             return Ok((Cow::Owned(raw(strict.to_string())), true));
         }
     }
@@ -157,8 +158,21 @@ fn input_schema<'a>(
     Ok((Cow::Owned(raw(object_root(tree).to_string())), false))
 }
 
-/// The root as one object: the API takes no alternatives there, so their properties are merged.
+/// Whether a schema is that of an object, and says so at its root.
+fn is_object(schema: &Value) -> bool {
+    schema["type"] == "object" && ["anyOf", "allOf", "$ref"].iter().all(|word| schema.get(word).is_none())
+}
+
+/// The root as one object: the API takes no alternatives there, so their properties are merged, and no reference.
 fn object_root(mut root: Map<String, Value>) -> Value {
+    if let Some(Value::String(target)) = root.shift_remove("$ref") {
+        let named = target.strip_prefix('#').and_then(|pointer| Value::Object(root.clone()).pointer(pointer).cloned());
+        if let Some(Value::Object(named)) = named {
+            for (word, value) in named {
+                root.entry(word).or_insert(value);
+            }
+        }
+    }
     let mut properties = match root.shift_remove("properties") {
         Some(Value::Object(properties)) => properties,
         _ => Map::new(),

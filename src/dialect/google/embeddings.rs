@@ -13,7 +13,7 @@ use super::fields::EMBEDDING_CARRIED;
 use super::response::UsageMetadata;
 use crate::catalogue::{Embedding, VertexMethod};
 use crate::chat::request::{Text, caller, unsupported};
-use crate::chat::{Failure, FailureClass, Usage};
+use crate::chat::{Failure, FailureClass, Usage, count};
 use crate::dialect::{Ask, Dropped, Encoded, Whole};
 
 /// Texts in one request of the Gemini API, for models that the catalogue does not know.
@@ -176,8 +176,8 @@ struct Predicted {
 
 #[derive(Deserialize)]
 struct Statistics {
-    #[serde(default)]
-    token_count: f64,
+    #[serde(default, deserialize_with = "count")]
+    token_count: Option<u64>,
 }
 
 /// A list of embeddings of the OpenAI API.
@@ -209,7 +209,7 @@ pub(super) fn decode(ask: &Ask<'_>, bodies: &[Bytes]) -> Result<Whole, Failure> 
     let asked = Request::read(ask.body)?;
     let expected = asked.texts()?.len();
     let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(expected);
-    let mut tokens = 0.0;
+    let mut tokens = 0u64;
     let mut reported = Usage::default();
     for body in bodies {
         if let Some(failure) = failure_in(body) {
@@ -220,7 +220,8 @@ pub(super) fn decode(ask: &Ask<'_>, bodies: &[Bytes]) -> Result<Whole, Failure> 
         reported.prompt_tokens += reply.usage_metadata.map_or(0, |usage| usage.usage().prompt_tokens);
         vectors.extend(reply.embeddings.into_iter().chain(reply.embedding).map(|vector| vector.values));
         for prediction in reply.predictions {
-            tokens += prediction.embeddings.statistics.map_or(0.0, |statistics| statistics.token_count);
+            let counted = prediction.embeddings.statistics.and_then(|statistics| statistics.token_count);
+            tokens = tokens.saturating_add(counted.unwrap_or(0));
             vectors.push(prediction.embeddings.values);
         }
     }
@@ -228,9 +229,7 @@ pub(super) fn decode(ask: &Ask<'_>, bodies: &[Bytes]) -> Result<Whole, Failure> 
         let what = format!("the provider answered {} embeddings for {expected} texts", vectors.len());
         return Err(Failure::new(FailureClass::Malformed, what));
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count that the provider sends as a float")]
-    let counted = tokens.max(0.0) as u64;
-    reported.prompt_tokens = reported.prompt_tokens.max(counted);
+    reported.prompt_tokens = reported.prompt_tokens.max(tokens);
     let usage = (reported.prompt_tokens > 0).then_some(reported);
     let shown = usage.unwrap_or_else(|| Usage::estimate(ask.body.len(), 0));
     let entry = |(index, mut vector): (usize, Vec<f32>)| {

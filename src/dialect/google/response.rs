@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::error::failure_in;
 use crate::chat::request::Text;
-use crate::chat::{Failure, FailureClass, FinishReason, Keepsake, Piece, Sink, Usage, unquote};
+use crate::chat::{Failure, FailureClass, FinishReason, Keepsake, Piece, Sink, Usage, count, unquote};
 use crate::dialect::openai::ReplyWriter;
 use crate::dialect::{Ask, EventDecoder, Whole, literal, stringified};
 
@@ -91,11 +91,17 @@ struct PromptFeedback<'a> {
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct UsageMetadata {
+    #[serde(deserialize_with = "count")]
     prompt_token_count: Option<u64>,
+    #[serde(deserialize_with = "count")]
     candidates_token_count: Option<u64>,
+    #[serde(deserialize_with = "count")]
     thoughts_token_count: Option<u64>,
+    #[serde(deserialize_with = "count")]
     tool_use_prompt_token_count: Option<u64>,
+    #[serde(deserialize_with = "count")]
     cached_content_token_count: Option<u64>,
+    #[serde(deserialize_with = "count")]
     total_token_count: Option<u64>,
 }
 
@@ -169,20 +175,28 @@ impl Events {
         }
         if let Some(feedback) = &reply.prompt_feedback
             && let Some(reason) = feedback.block_reason.as_deref()
-            && self.candidates.is_empty()
+            && !self.candidates.iter().any(|progress| progress.finished)
         {
             self.blocked(reason, feedback.block_reason_message.as_deref(), sink);
         }
         Ok(())
     }
 
-    /// The prompt itself was refused: a reply without any candidate.
+    /// The prompt itself was refused: there is no candidate, or none that has ended.
     fn blocked(&mut self, reason: &str, message: Option<&str>, sink: &mut dyn Sink) {
-        let words = message.map_or_else(|| format!("the prompt was blocked: {reason}"), str::to_owned);
-        sink.piece(0, &Piece::Refusal(&Value::from(words).to_string()));
-        let native = Some(Cow::Owned(Value::from(reason).to_string()));
-        sink.piece(0, &Piece::Finish { reason: FinishReason::ContentFilter, native });
-        self.candidates.push(Progress { finished: true, has_content: true, ..Progress::default() });
+        if self.candidates.is_empty() {
+            self.candidates.push(Progress::default());
+        }
+        for (index, progress) in self.candidates.iter_mut().enumerate() {
+            let index = u32::try_from(index).unwrap_or(0);
+            if !std::mem::replace(&mut progress.has_content, true) {
+                let words = message.map_or_else(|| format!("the prompt was blocked: {reason}"), str::to_owned);
+                sink.piece(index, &Piece::Refusal(&Value::from(words).to_string()));
+            }
+            let native = Some(Cow::Owned(Value::from(reason).to_string()));
+            sink.piece(index, &Piece::Finish { reason: FinishReason::ContentFilter, native });
+            progress.finished = true;
+        }
     }
 
     fn candidate(&mut self, index: u32, candidate: &Candidate<'_>, sink: &mut dyn Sink) -> Result<(), Failure> {
@@ -203,7 +217,8 @@ impl Events {
         let Some(reason) = candidate.finish_reason.as_deref().filter(|_| !progress.finished) else { return Ok(()) };
         if is_malformed(reason) && !progress.has_content {
             let why = candidate.finish_message.as_deref().unwrap_or("the model's answer could not be used");
-            return Err(Failure::new(FailureClass::Server, format!("{reason}: {why}")));
+            let failure = Failure::new(FailureClass::Server, format!("{reason}: {why}"));
+            return Err(Failure { is_excused: true, ..failure });
         }
         progress.finished = true;
         if let Some(signature) = progress.signature.take() {
@@ -329,9 +344,9 @@ fn minted(request: &str, reply: &str, candidate: u32, number: u32) -> String {
 /// A call's arguments as a literal of JSON in text.
 fn arguments(args: Option<&RawValue>) -> String {
     let raw = args.map_or("{}", RawValue::get);
-    // The API likes to print its JSON over several lines.
+    // The API likes to print its JSON over several lines; within a string there is no line's end.
     match raw.contains('\n') {
-        true => stringified(&serde_json::from_str::<Value>(raw).unwrap_or_default().to_string()),
+        true => stringified(&raw.lines().map(str::trim).collect::<String>()),
         false => stringified(raw),
     }
 }
