@@ -245,8 +245,10 @@ pub(super) async fn error_reply(station: &Station, mut incoming: Incoming, ends:
     // The status alone says enough when the body does not come.
     let _ = timeout_at(ends, reading).await;
     let reply = ErrorReply { status: incoming.status().as_u16(), retry_after: retry_after(incoming.headers()), body: &body };
+    let forbids_retry = incoming.headers().get("x-should-retry").is_some_and(|value| value.as_bytes() == b"false");
     let text = |(name, value): (HeaderName, HeaderValue)| Some((name.to_string(), value.to_str().ok()?.to_owned()));
-    Failure { headers: headers.into_iter().filter_map(text).collect(), ..station.codec.failure(&reply) }
+    let headers = headers.into_iter().filter_map(text).collect();
+    Failure { headers, forbids_retry, ..station.codec.failure(&reply) }
 }
 
 /// A success that is not a stream although one was asked for: an error object, or something else altogether.

@@ -78,7 +78,7 @@ pub async fn work(
                 flight.trace_failure(&failure);
             }
         }
-        let retry = failure.class.verdict().retry_here;
+        let retry = if failure.forbids_retry { Retry::Never } else { failure.class.verdict().retry_here };
         let at_once = retry == Retry::OnceAtOnce && !resent && !is_gone(call, ledger) && is_resendable(call, ledger);
         if let Some(flight) = flight
             && !at_once

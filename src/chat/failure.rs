@@ -174,6 +174,8 @@ pub struct Failure {
     pub attempts: u32,
     /// Headers of the provider's reply that the client may see.
     pub headers: Vec<(String, String)>,
+    /// Whether the provider says that asking it again cannot help.
+    pub forbids_retry: bool,
     /// Whether it speaks against nobody: what a model makes of a request may be the request's doing.
     pub is_excused: bool,
 }
@@ -198,6 +200,7 @@ impl Failure {
             backend: None,
             attempts: 0,
             headers: Vec::new(),
+            forbids_retry: false,
             is_excused: false,
         }
     }

@@ -177,6 +177,9 @@ pub struct Message<'a> {
     pub cache_control: Option<&'a RawValue>,
     /// Whether a tool message reports a failure, an extension.
     pub is_error: Option<bool>,
+    /// A spoken answer of the assistant, by its id.
+    #[serde(borrow)]
+    pub audio: Option<&'a RawValue>,
 }
 
 impl Message<'_> {
@@ -199,7 +202,8 @@ impl Message<'_> {
             part.image_url.as_ref().and_then(|image| image.detail.as_deref()).is_some_and(|detail| detail != "auto")
         };
         let name = (self.name.is_some() && self.role != Role::Function).then_some("messages.name");
-        name.into_iter().chain(parts.iter().any(is_close).then_some("messages.image_url.detail"))
+        let audio = self.audio.is_some_and(|audio| audio.get() != "null").then_some("messages.audio");
+        name.into_iter().chain(audio).chain(parts.iter().any(is_close).then_some("messages.image_url.detail"))
     }
 }
 

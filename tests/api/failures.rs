@@ -262,6 +262,18 @@ fn assert_about(expected: u64, took: Duration, case: &str) {
 }
 
 #[tokio::test]
+async fn a_provider_that_says_that_asking_again_cannot_help_is_not_asked_again() {
+    let provider = Provider::start(|_, mut wire| async move {
+        wire.reply(500, "application/json", &[("x-should-retry", "false")], br#"{"error":{"message":"no"}}"#).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), "maxRetries: 3")));
+    assert_eq!(gateway.chat("up", "hi").await.status, 502);
+    assert_eq!(provider.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn the_deadline_of_a_pool_or_route_ends_a_request_with_504() {
     let silent = Provider::start(never_answers).await;
     let ready = Provider::saying("too late").await;

@@ -157,6 +157,7 @@ impl<'a> Building<'a> {
         if let Some(refusal) = message.refusal.as_ref().filter(|refusal| !refusal.trim().is_empty()) {
             spoken.push(Block::text(&**refusal));
         }
+        self.out.lost.extend(message.losses());
         let calls = self.calls(place, message)?;
         content.extend(thinking(message, ask).map(Block::Thinking));
         let has_thinking = !content.is_empty();
