@@ -224,6 +224,10 @@ fn upstream_form(failure: &Failure) -> ErrorForm {
             (502, "server_error", Some("upstream_credential"), own("its provider refused the configured credential"), true)
         }
         FailureClass::Billing => (429, "insufficient_quota", Some("insufficient_quota"), failure.message.clone(), true),
+        // Of one model alone, and so no matter of the account.
+        FailureClass::RateLimited if failure.code.as_deref() == Some("insufficient_quota") => {
+            (429, "insufficient_quota", None, failure.message.clone(), true)
+        }
         FailureClass::RateLimited => (429, "rate_limit_error", Some("rate_limit_exceeded"), failure.message.clone(), false),
         FailureClass::Overloaded => (503, "server_error", Some("upstream_overloaded"), own(&failure.message), false),
         FailureClass::Server => {

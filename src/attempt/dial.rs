@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use actix_http::Uri;
 use actix_rt::net::{ActixStream, Ready};
@@ -16,6 +17,8 @@ use actix_service::Service;
 use actix_tls::connect::{ConnectError, ConnectInfo, Connection};
 use base64::Engine as _;
 use bytes::{Buf as _, Bytes};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use url::Url;
@@ -26,6 +29,16 @@ use super::large::take_left;
 
 /// Longest reply head of a proxy in bytes.
 const PROXY_HEAD: usize = 8 << 10;
+
+/// How long one address may be silent before the next is tried as well.
+const STAGGER: Duration = Duration::from_millis(250);
+/// A silent connection is probed after so long, so often, and given up after so many probes.
+const IDLE: Duration = Duration::from_secs(30);
+const PROBE: Duration = Duration::from_secs(10);
+const PROBES: u32 = 3;
+/// A connection on which nothing that was sent is acknowledged for so long is given up.
+#[cfg(target_os = "linux")]
+const UNHEARD: Duration = Duration::from_secs(30);
 
 /// Makes connections for a client.
 #[derive(Clone)]
@@ -72,11 +85,11 @@ impl Service<ConnectInfo<Uri>> for Dialer {
             let stream = match (&proxy, &guard) {
                 (None, None) => {
                     let addresses = resolve(&host, port).await?;
-                    TcpStream::connect(addresses.as_slice()).await.map_err(ConnectError::Io)?
+                    connect(&addresses).await.map_err(ConnectError::Io)?
                 }
                 (None, Some(guard)) => {
                     let addresses = resolve_guarded(guard, &host, port).await?;
-                    TcpStream::connect(addresses.as_slice()).await.map_err(ConnectError::Io)?
+                    connect(&addresses).await.map_err(ConnectError::Io)?
                 }
                 (Some(proxy), None) => tunnel(proxy, &host, port).await.map_err(ConnectError::Io)?,
                 (Some(proxy), Some(guard)) => {
@@ -85,9 +98,52 @@ impl Service<ConnectInfo<Uri>> for Dialer {
                 }
             };
             stream.set_nodelay(true).map_err(ConnectError::Io)?;
+            watch_over(&stream).map_err(ConnectError::Io)?;
             Ok(Connection::new(uri, Socket::new(stream, Counted::one_of(&open))))
         })
     }
+}
+
+/// A connection to the first of these addresses that answers. The next is tried when one fails, and beside one that is
+/// silent: a host with a dead address is not dead (RFC 8305).
+async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut rest = alternating(addresses).into_iter().peekable();
+    let mut trying = FuturesUnordered::new();
+    let mut result = Err(io::ErrorKind::NotFound.into());
+    loop {
+        match rest.next() {
+            Some(address) => trying.push(TcpStream::connect(address)),
+            None if trying.is_empty() => return result,
+            None => {}
+        }
+        tokio::select! {
+            Some(tried) = trying.next() => {
+                result = tried;
+                if result.is_ok() {
+                    return result;
+                }
+            }
+            () = tokio::time::sleep(STAGGER), if rest.peek().is_some() => {}
+        }
+    }
+}
+
+/// The addresses in their order, the protocols by turns.
+fn alternating(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let is_first = |address: &&SocketAddr| addresses.first().is_some_and(|first| first.is_ipv4() == address.is_ipv4());
+    let (first, second): (Vec<_>, Vec<_>) = addresses.iter().partition(is_first);
+    let most = first.len().max(second.len());
+    (0..most).flat_map(|place| [first.get(place), second.get(place)]).flatten().copied().collect()
+}
+
+/// Lets the kernel end a connection whose other end is gone without a word, as behind a router that has forgotten it.
+fn watch_over(stream: &TcpStream) -> io::Result<()> {
+    let socket = socket2::SockRef::from(stream);
+    let probes = socket2::TcpKeepalive::new().with_time(IDLE).with_interval(PROBE).with_retries(PROBES);
+    socket.set_tcp_keepalive(&probes)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNHEARD))?;
+    Ok(())
 }
 
 async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
@@ -282,4 +338,35 @@ async fn tunnel(proxy: &Url, host: &str, port: u16) -> std::io::Result<TcpStream
         return Err(std::io::Error::other(ProxyRefused(status)));
     }
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_protocols_take_turns() {
+        let all: Vec<SocketAddr> = ["[::1]:1", "[::2]:1", "1.1.1.1:1", "[::3]:1"].map(|text| text.parse().unwrap()).into();
+        let order: Vec<String> = alternating(&all).iter().map(ToString::to_string).collect();
+        assert_eq!(order, ["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]);
+    }
+
+    #[tokio::test]
+    async fn a_dead_or_silent_address_does_not_keep_from_the_next() {
+        let well = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refusing = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // Its queue is full: it answers no further connection.
+        let silent = tokio::net::TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let silent = silent.listen(0).unwrap();
+        let address = silent.local_addr().unwrap();
+        let mut filling = Vec::new();
+        while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+            filling.push(stream);
+        }
+        let found = connect(&[refusing, address, well.local_addr().unwrap()]).await.unwrap();
+        assert_eq!(found.peer_addr().unwrap(), well.local_addr().unwrap());
+        assert!(connect(&[refusing, refusing]).await.is_err());
+        assert!(connect(&[]).await.is_err());
+    }
 }

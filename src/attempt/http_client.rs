@@ -36,10 +36,41 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 type Connections = Box<dyn Fn(Rc<RequestHead>, Option<HeaderMap>, SendBody) -> Sending>;
 type Sending = LocalBoxFuture<'static, Result<(ResponseHead, Payload), SendRequestError>>;
 
+/// Connections that share their load. With HTTP/2 it is one connection, and awc must never be made to wait for a place on
+/// it: whoever leaves while waiting ends that connection for all who ride on it, and so does its age. So there are as many
+/// lanes as it takes.
+struct Lane {
+    connections: Connections,
+    /// Requests and replies under way.
+    riding: Cell<usize>,
+}
+
+impl Lane {
+    fn open(backend: &Backend, tls: &Arc<ClientConfig>, open: &Arc<AtomicU64>) -> Rc<Self> {
+        Rc::new(Self { connections: connections(backend, tls, open, KEEP_ALIVE), riding: Cell::new(0) })
+    }
+}
+
+/// A request's place on a lane, which is kept open by it.
+pub(super) struct Ride(Rc<Lane>);
+
+impl Ride {
+    fn on(lane: Rc<Lane>) -> Self {
+        lane.riding.set(lane.riding.get() + 1);
+        Self(lane)
+    }
+}
+
+impl Drop for Ride {
+    fn drop(&mut self) {
+        self.0.riding.set(self.0.riding.get() - 1);
+    }
+}
+
 /// The client of one provider generation.
 pub struct HttpClient {
-    /// Keeps connections for the next request; replaced when they may have served as many as they should.
-    pooled: RefCell<Connections>,
+    /// Keep connections for the next request; replaced when they may have served as many as they should.
+    lanes: RefCell<Vec<Rc<Lane>>>,
     /// Makes a connection for each request.
     fresh: Connections,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -66,16 +97,43 @@ impl HttpClient {
         let mut headers: Vec<_> = pairs.collect();
         headers.push((header::USER_AGENT, HeaderValue::from_static(concat!("stagedoor/", env!("CARGO_PKG_VERSION")))));
         headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+        let tls = match backend.network.shared {
+            Some(_) => Arc::clone(tls),
+            None => {
+                let mut alone = ClientConfig::clone(tls);
+                alone.alpn_protocols = vec![b"http/1.1".to_vec()];
+                Arc::new(alone)
+            }
+        };
         Self {
-            pooled: RefCell::new(connections(backend, tls, open, KEEP_ALIVE)),
-            fresh: connections(backend, tls, open, Duration::ZERO),
+            lanes: RefCell::new(vec![Lane::open(backend, &tls, open)]),
+            fresh: connections(backend, &tls, open, Duration::ZERO),
             headers,
             fixed: RefCell::default(),
             by_model: RefCell::default(),
             sent: Cell::new(0),
             backend: Arc::clone(backend),
-            tls: Arc::clone(tls),
+            tls,
             open: Arc::clone(open),
+        }
+    }
+
+    /// The connections for the next request.
+    fn lane(&self) -> Rc<Lane> {
+        let Some(most) = self.backend.network.shared else { return Rc::clone(&self.lanes.borrow()[0]) };
+        let mut lanes = self.lanes.borrow_mut();
+        if let Some(lane) = lanes.iter().find(|lane| lane.riding.get() < most) {
+            return Rc::clone(lane);
+        }
+        lanes.push(Lane::open(&self.backend, &self.tls, &self.open));
+        Rc::clone(&lanes[lanes.len() - 1])
+    }
+
+    /// A request was not answered in time. A shared connection may be dead without having said so: the next requests go over
+    /// new ones; what rides on the old ones may finish.
+    pub fn doubt_connections(&self) {
+        if self.backend.network.shared.is_some() {
+            *self.lanes.borrow_mut() = vec![Lane::open(&self.backend, &self.tls, &self.open)];
         }
     }
 
@@ -86,12 +144,12 @@ impl HttpClient {
     pub fn send(&self, request: Outgoing<'_>) -> impl Future<Output = Result<Incoming, SendFailure>> + use<'_> {
         let is_head = request.method == Method::HEAD;
         match self.begin(request) {
-            Ok(sending) => Either::Left(self.finish(sending, is_head)),
+            Ok((sending, ride)) => Either::Left(self.finish(sending, ride, is_head)),
             Err(failure) => Either::Right(ready(Err(failure))),
         }
     }
 
-    fn begin(&self, request: Outgoing<'_>) -> Result<Sending, SendFailure> {
+    fn begin(&self, request: Outgoing<'_>) -> Result<(Sending, Option<Ride>), SendFailure> {
         self.replace_connections();
         let (head, extra) = match &request.url {
             Address::Known { model, stream, make } if request.pooled => {
@@ -108,10 +166,16 @@ impl HttpClient {
             OutgoingBody::Full(body) => (head, extra(), SendBody::Whole(body)),
             OutgoingBody::Stream { length, bytes } => (head, extra(), SendBody::Stream { length, bytes }),
         };
-        Ok(if request.pooled { self.pooled.borrow()(head, extra, body) } else { (self.fresh)(head, extra, body) })
+        Ok(match request.pooled {
+            true => {
+                let lane = self.lane();
+                ((lane.connections)(head, extra, body), Some(Ride::on(lane)))
+            }
+            false => ((self.fresh)(head, extra, body), None),
+        })
     }
 
-    async fn finish(&self, mut sending: Sending, is_head: bool) -> Result<Incoming, SendFailure> {
+    async fn finish(&self, mut sending: Sending, ride: Option<Ride>, is_head: bool) -> Result<Incoming, SendFailure> {
         let step = poll_fn(|cx| in_one_poll(sending.as_mut(), cx).map_or(Poll::Ready(None), |step| step.map(Some)));
         let reply = step.await.ok_or_else(|| unsendable("the request's body could not be sent"))?;
         let (head, payload) = reply.map_err(|error| name_error(&error, "the provider", self.backend.timeouts.connect))?;
@@ -119,7 +183,7 @@ impl HttpClient {
             let failure = Failure::new(FailureClass::Malformed, "the provider's reply does not say where its body ends");
             return Err(SendFailure { failure, sent: true });
         }
-        Ok(Incoming::Http(Box::new(HttpReply { head, payload })))
+        Ok(Incoming::Http(Box::new(HttpReply { head, payload, ride })))
     }
 
     /// Starts with new connections after as many requests as one connection may serve, so that none serves more.
@@ -128,7 +192,7 @@ impl HttpClient {
         let sent = self.sent.get() + 1;
         self.sent.set(sent);
         if sent > 1 && sent % most == 1 % most {
-            *self.pooled.borrow_mut() = connections(&self.backend, &self.tls, &self.open, KEEP_ALIVE);
+            *self.lanes.borrow_mut() = vec![Lane::open(&self.backend, &self.tls, &self.open)];
         }
     }
 
@@ -280,6 +344,20 @@ fn connector(dialer: Dialer, backend: &Backend, tls: &Arc<ClientConfig>, keep_al
         .handshake_timeout(backend.timeouts.connect)
         .conn_keep_alive(keep_alive)
         .conn_lifetime(backend.network.max_age)
+        // Clients that do not read must not use up the connection's window for the others.
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(connection_window(backend.network.shared.unwrap_or(1)))
+}
+
+/// Bytes of a stream that a provider may send ahead, with HTTP/2.
+const WINDOW: u32 = 128 << 10;
+
+/// Bytes of all streams of a connection: as many as they may have together, within what the protocol allows.
+fn connection_window(streams: usize) -> u32 {
+    u32::try_from(streams)
+        .ok()
+        .and_then(|streams| streams.checked_mul(WINDOW))
+        .map_or(i32::MAX.unsigned_abs(), |sum| sum.clamp(2 << 20, i32::MAX.unsigned_abs()))
 }
 
 /// A client under a backend's limits; the dialer says by which way.

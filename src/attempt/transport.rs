@@ -12,7 +12,7 @@ use futures_util::Stream;
 use futures_util::future::Either;
 
 use super::dial::watch_end;
-use super::http_client::HttpClient;
+use super::http_client::{HttpClient, Ride};
 use crate::chat::{Endpoint, Failure, FailureClass};
 use crate::simulate::{SimulatedReply, Simulator};
 
@@ -82,13 +82,15 @@ pub enum Incoming {
 pub struct HttpReply {
     pub(super) head: ResponseHead,
     pub(super) payload: Payload,
+    #[expect(dead_code, reason = "counts while it lives")]
+    pub(super) ride: Option<Ride>,
 }
 
 impl From<ClientResponse> for HttpReply {
     fn from(response: ClientResponse) -> Self {
         let mut head = ResponseHead::new(response.status());
         head.headers = response.headers().clone();
-        Self { head, payload: Payload::Stream { payload: Box::pin(response) } }
+        Self { head, payload: Payload::Stream { payload: Box::pin(response) }, ride: None }
     }
 }
 
@@ -137,6 +139,13 @@ pub struct SendFailure {
 }
 
 impl Transport {
+    /// Called when a request was not answered in time.
+    pub fn doubt_connections(&self) {
+        if let Self::Http(client) = self {
+            client.doubt_connections();
+        }
+    }
+
     /// Called when a job is admitted, in the actor's handler.
     pub fn on_admit(&self) {
         if let Self::Simulated(simulator) = self {

@@ -71,6 +71,9 @@ pub async fn work(
             // Nothing was asked of anybody.
             ledger.attempts -= 1;
         }
+        if failure.class == FailureClass::Timeout(Phase::Head) {
+            station.transport.doubt_connections();
+        }
         let failure = redact(backend, station.minter.as_deref(), failure);
         if let Some(flight) = flight {
             flight.within_span(|| log_failure(&failure));

@@ -237,6 +237,8 @@ pub(super) struct Config {
     pub ca_file: Option<String>,
     pub max_connection_age: Option<Duration>,
     pub max_connection_requests: Option<u64>,
+    pub http2: Option<bool>,
+    pub max_streams: Option<usize>,
 
     #[serde(flatten)]
     pub simulated: Simulated,

@@ -263,6 +263,8 @@ pub struct Network {
     pub max_age: Duration,
     /// Requests that a connection serves at most.
     pub max_requests: Option<u64>,
+    /// Requests at once on one connection, where it may be shared: with HTTP/2.
+    pub shared: Option<usize>,
 }
 
 /// How a pool orders its members.

@@ -9,6 +9,9 @@ use super::Network;
 use super::document::Config;
 use super::walk::Findings;
 
+/// Requests at once on one HTTP/2 connection: most providers allow 100 or more.
+const MAX_STREAMS: usize = 90;
+
 /// The network settings of a backend.
 pub(super) fn of(
     config: &Config,
@@ -22,6 +25,7 @@ pub(super) fn of(
         ca_pem: config.ca_file.as_deref().and_then(|file| read_pem(file, path, findings)),
         max_age: config.max_connection_age.unwrap_or(Duration::from_secs(300)),
         max_requests: config.max_connection_requests,
+        shared: (base.starts_with("https:") && config.http2.unwrap_or(true)).then(|| config.max_streams.unwrap_or(MAX_STREAMS)),
     }
 }
 

@@ -286,6 +286,12 @@ const NETWORK: &[Key] = &[
     key("caFile", Kind::Text, "PEM file with certificates to trust beside the system's"),
     key("maxConnectionAge", Kind::Duration, "age at which a connection is not used again, default 5m"),
     key("maxConnectionRequests", Kind::Integer(1, 1_000_000_000), "requests that a connection serves at most; default unlimited"),
+    key("http2", Kind::Bool, "whether HTTP/2 is spoken where it is offered, default true"),
+    key(
+        "maxStreams",
+        Kind::Integer(1, 1_000_000),
+        "requests at once on one HTTP/2 connection, default 90; not above what the provider allows",
+    ),
 ];
 
 const OPENAI: &[Key] = &[

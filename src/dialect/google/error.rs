@@ -104,6 +104,7 @@ fn classify(status: u16, error: &Value) -> Failure {
     if status == 429 && class == FailureClass::RateLimited && quotas().next().is_some() {
         // That of one model is up to the model.
         failure.retry_after = Some(failure.retry_after.unwrap_or_default().max(USED_UP));
+        failure.code = Some("insufficient_quota".into());
     }
     let text = message.to_lowercase();
     if status == 400 && (text.contains("input token count exceeds") || text.contains("exceeds the maximum number of tokens")) {

@@ -65,6 +65,7 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "verbosity", rule: "dropped" },
     Lossy { field: "cache_control", rule: "dropped, also on parts, messages and tools" },
     Lossy { field: "messages.name", rule: "dropped" },
+    Lossy { field: "messages.audio", rule: "dropped" },
     Lossy { field: "messages.image_url.detail", rule: "dropped where the model takes none for an image" },
     Lossy {
         field: "tools.strict",
