@@ -38,6 +38,11 @@ struct TlsProvider {
 impl TlsProvider {
     /// Starts with a certificate for a host, offering these protocols.
     async fn start(host: &str, protocols: &[&str]) -> Self {
+        Self::start_narrow(host, protocols, 1_000).await
+    }
+
+    /// The same; it takes so many requests at once on an HTTP/2 connection.
+    async fn start_narrow(host: &str, protocols: &[&str], streams: u32) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca_key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
@@ -74,7 +79,7 @@ impl TlsProvider {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     connections.fetch_add(1, Ordering::SeqCst);
                     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                        serve_http2(stream, &http2, &reset).await;
+                        serve_http2(stream, &http2, &reset, streams).await;
                     } else {
                         serve_http1(stream, &http1).await;
                     }
@@ -125,8 +130,9 @@ async fn serve_http1(mut stream: TlsStream, count: &AtomicUsize) {
     }
 }
 
-async fn serve_http2(stream: TlsStream, count: &Arc<AtomicUsize>, reset: &watch::Sender<usize>) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+async fn serve_http2(stream: TlsStream, count: &Arc<AtomicUsize>, reset: &watch::Sender<usize>, streams: u32) {
+    let mut server = h2::server::Builder::new();
+    let Ok(mut connection) = server.max_concurrent_streams(streams).handshake(stream).await else { return };
     while let Some(Ok((request, respond))) = connection.accept().await {
         if request.method() == http::Method::POST {
             count.fetch_add(1, Ordering::SeqCst);
@@ -270,6 +276,56 @@ async fn over_http2_a_client_that_leaves_ends_its_stream_within_a_second_and_no_
     eventually("the other one goes on", in_flight(1)).await;
     assert_eq!(gateway.chat("up", "hi").await.status, 200);
     assert_eq!(provider.counts().0, 1);
+}
+
+#[tokio::test]
+async fn over_http2_a_full_connection_gets_a_neighbour_and_whoever_leaves_ends_no_other() {
+    let provider = TlsProvider::start_narrow("localhost", &["h2"], 2).await;
+    let more = "maxStreams: 2, maxConnectionAge: 300ms";
+    let gateway = Gateway::start(&format!("server: {{ port: 0, workers: 1 }}\nbackends:\n{}", provider.backend(more)));
+    let mut held = Vec::new();
+    for number in 0..6 {
+        let mut client = gateway.open_stream("up", &format!("begin {number}")).await;
+        assert_eq!(read_head(&mut client).await.status, 200);
+        read_chunk(&mut client).await.unwrap();
+        held.push(client);
+    }
+    assert_eq!(provider.counts().0, 3, "two on each");
+    let leaver = gateway.open_stream("up", "silence").await;
+    eventually("it has arrived", || async { provider.counts().2 == 7 }).await;
+    drop(leaver);
+    let mut resets = provider.resets.clone();
+    timeout(PATIENCE, resets.wait_for(|count| *count == 1)).await.expect("it is taken back").unwrap();
+    // Beyond their age the connections take nothing new, and end nothing old.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(gateway.chat("up", "hi").await.status, 200);
+    let up = gateway.backend("up").await;
+    assert_eq!((&up["in_flight"], &up["totals"]["truncated"]), (&json!(6), &json!(0)), "{up}");
+}
+
+#[tokio::test]
+async fn over_http2_a_connection_that_does_not_answer_is_not_asked_again() {
+    let provider = TlsProvider::start("localhost", &["h2"]).await;
+    let gateway = Gateway::start(&format!(
+        "server: {{ port: 0, workers: 1 }}\nbackends:\n{}",
+        provider.backend("maxRetries: 0, timeouts: { head: 300ms }")
+    ));
+    let mut stays = gateway.open_stream("up", "begin and stay").await;
+    assert_eq!(read_head(&mut stays).await.status, 200);
+    read_chunk(&mut stays).await.unwrap();
+    assert_eq!(gateway.chat("up", "silence").await.status, 504);
+    assert_eq!(gateway.chat("up", "hi").await.status, 200);
+    assert_eq!(provider.counts().0, 2, "the next request has a connection of its own");
+    let up = gateway.backend("up").await;
+    assert_eq!((&up["in_flight"], &up["totals"]["truncated"]), (&json!(1), &json!(0)), "what rides on the old one goes on");
+}
+
+#[tokio::test]
+async fn http2_can_be_switched_off() {
+    let provider = TlsProvider::start("localhost", &["h2", "http/1.1"]).await;
+    let gateway = Gateway::start(&format!("backends:\n{}", provider.backend("http2: false")));
+    assert_eq!(gateway.chat("up", "hi").await.status, 200);
+    assert_eq!(provider.counts(), (1, 1, 0));
 }
 
 /// A proxy that knows CONNECT.
