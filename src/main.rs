@@ -109,12 +109,17 @@ fn run(config: Option<&Path>) -> anyhow::Result<()> {
         let stopper = application.stopper();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // A terminal that is closed, and what some managers send to reload: it ends in order, and may be started again.
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut quit = signal(SignalKind::quit())?;
         let serving = application.serve();
         tokio::pin!(serving);
         tokio::select! {
             ended = &mut serving => return ended.map_err(Into::into),
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+            _ = quit.recv() => {}
         }
         let drain = stopper.drain();
         tokio::pin!(drain);
@@ -123,6 +128,7 @@ fn run(config: Option<&Path>) -> anyhow::Result<()> {
             _ = &mut drain => return Ok(()),
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = quit.recv() => {}
         }
         let cut = stopper.cut().await;
         anyhow::bail!("stopped at once by a second signal; requests cut: {cut}")

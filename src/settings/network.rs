@@ -1,6 +1,7 @@
 //! How a backend's connections are made: proxy, trusted certificates, age.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use url::Url;
@@ -56,8 +57,9 @@ pub(super) fn proxy(
         Some(own) => (own, format!("{path}.proxyUrl")),
         None => {
             let base = Url::parse(base).ok()?;
-            let host = base.host_str()?.to_lowercase();
-            if base.scheme() != "https" || variable("NO_PROXY").is_some_and(|list| is_exempt(&host, list)) {
+            let host = base.host_str()?.trim_matches(['[', ']']).to_lowercase();
+            let port = base.port_or_known_default().unwrap_or(443);
+            if base.scheme() != "https" || variable("NO_PROXY").is_some_and(|list| is_exempt(&host, port, list)) {
                 return None;
             }
             (variable("HTTPS_PROXY")?.as_str(), "HTTPS_PROXY".to_owned())
@@ -72,9 +74,64 @@ pub(super) fn proxy(
     }
 }
 
-fn is_exempt(host: &str, list: &str) -> bool {
-    list.split(',').map(|entry| entry.trim().trim_start_matches("*.").trim_start_matches('.').to_lowercase()).any(|entry| {
-        entry == "*"
-            || (!entry.is_empty() && (host == entry || host.strip_suffix(&entry).is_some_and(|rest| rest.ends_with('.'))))
+/// Whether a list of names, addresses, networks (`10.0.0.0/8`) and any of them with a port exempts a host.
+fn is_exempt(host: &str, port: u16, list: &str) -> bool {
+    list.split(',').map(|entry| entry.trim().to_lowercase()).any(|entry| {
+        let (entry, its_port) = match entry.rsplit_once(':') {
+            // Else it is an address of the newer protocol.
+            Some((name, digits)) if !name.contains(':') || name.ends_with(']') => (name.to_owned(), digits.parse::<u16>().ok()),
+            _ => (entry, None),
+        };
+        if its_port.is_some_and(|its| its != port) {
+            return false;
+        }
+        let name = entry.trim_matches(['[', ']']).trim_start_matches("*.").trim_start_matches('.');
+        let is_within = host.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'));
+        name == "*" || (!name.is_empty() && (host == name || is_within)) || is_in_network(host, name)
     })
+}
+
+/// Whether an address lies in a network such as `10.0.0.0/8`.
+fn is_in_network(host: &str, network: &str) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    let Some((begin, length)) = network.split_once('/') else { return false };
+    let (Ok(host), Ok(begin), Ok(length)) = (host.parse::<IpAddr>(), begin.parse::<IpAddr>(), length.parse::<u32>()) else {
+        return false;
+    };
+    let ((host_bits, width), (begin_bits, _)) = (bits(host), bits(begin));
+    let differing = (host_bits ^ begin_bits).leading_zeros();
+    host.is_ipv4() == begin.is_ipv4() && length <= width && differing >= length
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_exempts_names_addresses_networks_and_ports() {
+        for (host, port, list, expected) in [
+            ("api.internal", 443, "internal", true),
+            ("api.internal", 443, "x, .internal", true),
+            ("api.internal", 443, "*.internal", true),
+            ("notinternal", 443, "internal", false),
+            ("api.internal", 443, "*", true),
+            ("api.internal", 8443, "api.internal:8443", true),
+            ("api.internal", 443, "api.internal:8443", false),
+            ("10.1.2.3", 443, "10.0.0.0/8", true),
+            ("11.1.2.3", 443, "10.0.0.0/8", false),
+            ("10.1.2.3", 443, "10.1.2.3:443", true),
+            ("10.1.2.3", 443, "0.0.0.0/0", true),
+            ("10.1.2.3", 443, "10.0.0.0/33", false),
+            ("fd00::1", 443, "fd00::/8", true),
+            ("fd00::1", 443, "fd00::1", true),
+            ("fd00::1", 443, "[fd00::1]:443", true),
+            ("fd00::1", 443, "10.0.0.0/8", false),
+            ("api.internal", 443, ", ,", false),
+        ] {
+            assert_eq!(is_exempt(host, port, list), expected, "{host}:{port} in {list}");
+        }
+    }
 }

@@ -810,7 +810,7 @@ async fn a_client_that_never_reads_does_not_hold_the_process_beyond_the_drain_ti
 
 #[tokio::test]
 async fn a_second_signal_stops_at_once() {
-    for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
+    for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT"), ("HUP", "QUIT"), ("QUIT", "TERM")] {
         let mut running = Running::start(&format!("{SLOW}server: {{ port: 0, workers: 1 }}\n"), &[]);
         let mut stream = running.open_stream("up", "cut").await;
         assert_eq!(read_head(&mut stream).await.status, 200);
