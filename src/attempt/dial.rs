@@ -295,8 +295,14 @@ impl ActixStream for Socket {
 
 /// A proxy does not let a connection through.
 #[derive(Debug, thiserror::Error)]
-#[error("the proxy refused the tunnel with status {0}")]
-pub(crate) struct ProxyRefused(String);
+pub(crate) enum ProxyFailure {
+    /// It says so.
+    #[error("the proxy refused the tunnel with status {0}")]
+    Refused(String),
+    /// It is not there.
+    #[error("the proxy cannot be reached: {0}")]
+    Unreachable(String),
+}
 
 /// A tunnel to the first of these addresses that the proxy reaches.
 async fn tunnel_to_any(proxy: &Url, addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
@@ -312,7 +318,14 @@ async fn tunnel_to_any(proxy: &Url, addresses: &[SocketAddr]) -> Result<TcpStrea
 
 async fn tunnel(proxy: &Url, host: &str, port: u16) -> std::io::Result<TcpStream> {
     let proxy_host = proxy.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let mut stream = TcpStream::connect((proxy_host, proxy.port_or_known_default().unwrap_or(80))).await?;
+    let unreachable = |error: &io::Error| {
+        // Names that cannot be resolved have no kind of their own.
+        let is_known = error.raw_os_error().is_some();
+        let why = if is_known { error.kind().to_string() } else { "its name cannot be resolved".to_owned() };
+        io::Error::other(ProxyFailure::Unreachable(why))
+    };
+    let target_of_proxy = (proxy_host, proxy.port_or_known_default().unwrap_or(80));
+    let mut stream = TcpStream::connect(target_of_proxy).await.map_err(|error| unreachable(&error))?;
     let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let mut request = format!("CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n");
     if !proxy.username().is_empty() {
@@ -335,7 +348,7 @@ async fn tunnel(proxy: &Url, host: &str, port: u16) -> std::io::Result<TcpStream
     let status = head.split(|byte| *byte == b' ').nth(1);
     if status != Some(b"200") {
         let status = String::from_utf8_lossy(status.unwrap_or_default()).into_owned();
-        return Err(std::io::Error::other(ProxyRefused(status)));
+        return Err(std::io::Error::other(ProxyFailure::Refused(status)));
     }
     Ok(stream)
 }

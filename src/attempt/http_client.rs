@@ -18,7 +18,7 @@ use awc::{Client, Connect, Connector};
 use futures_util::future::{Either, LocalBoxFuture};
 use rustls::{CertificateError, ClientConfig};
 
-use super::dial::{Dialer, ProxyRefused};
+use super::dial::{Dialer, ProxyFailure};
 use super::large::{LARGE, in_one_poll, with_length};
 use super::send_body::SendBody;
 use super::transport::{Address, HttpReply, Incoming, Outgoing, OutgoingBody, SendFailure};
@@ -279,7 +279,10 @@ pub(super) fn name_error(error: &SendRequestError, whom: &str, connect: Duration
         SendRequestError::Connect(ConnectError::Resolver(_) | ConnectError::NoRecords | ConnectError::Unresolved) => {
             socket(format!("the host name of {whom} could not be resolved"), false)
         }
-        SendRequestError::Connect(error) => socket(format!("no connection to {whom}: {}", kind_of(error)), false),
+        SendRequestError::Connect(error) => match proxy_failure(error) {
+            Some(failure) => socket(failure.to_string(), false),
+            None => socket(format!("no connection to {whom}: {}", kind_of(error)), false),
+        },
         SendRequestError::Url(_) | SendRequestError::Http(_) => unsendable("the request could not be formed"),
         SendRequestError::Response(actix_http::error::ParseError::Io(_))
         | SendRequestError::Send(_)
@@ -296,12 +299,15 @@ pub(super) fn name_error(error: &SendRequestError, whom: &str, connect: Duration
     }
 }
 
+/// A failure that is the proxy's, and nothing of the provider's.
+fn proxy_failure(error: &ConnectError) -> Option<&ProxyFailure> {
+    let ConnectError::Io(error) = error else { return None };
+    error.get_ref()?.downcast_ref()
+}
+
 /// What went wrong with a connection, without addresses or names.
 fn kind_of(error: &ConnectError) -> String {
     let ConnectError::Io(error) = error else { return "the handshake failed".into() };
-    if let Some(refused) = error.get_ref().and_then(|inner| inner.downcast_ref::<ProxyRefused>()) {
-        return refused.to_string();
-    }
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(why)) => format!("TLS: its certificate is refused: {}", certificate_words(why)),
         Some(_) => "TLS: the handshake failed".into(),

@@ -14,6 +14,7 @@ use crate::actors::tally::{OUTCOMES, RouteStats};
 use crate::balance::{Histogram, MemberStats};
 use crate::chat::FailureClass;
 use crate::settings::{self, Settings};
+use crate::telemetry;
 
 /// The route of requests that no configured one took.
 const NO_ROUTE: &str = "none";
@@ -72,6 +73,8 @@ impl Sources<'_> {
             .put(&[], state.body_limit_bytes);
         page.counter("stagedoor_shed_total", "Requests refused since there was no room for them.")
             .put(&[], self.books.gateway.shed);
+        page.counter("stagedoor_log_lines_lost_total", "Log lines lost since whoever reads them is too slow.")
+            .put(&[], telemetry::lost_lines());
         if let Some(memory) = state.memory_bytes {
             page.gauge("process_resident_memory_bytes", "Resident memory of the process.").put(&[], memory);
         }

@@ -22,6 +22,7 @@ use crate::actors::director::Director;
 use crate::actors::slots::Shared;
 use crate::actors::{AskState, AskStories, FindStories, ShardState, Snapshot};
 use crate::balance::Moment;
+use crate::telemetry;
 use crate::words::several;
 use books::Books;
 use history::Past;
@@ -50,6 +51,8 @@ pub struct Monitor {
     /// By backend: its condition, and since when.
     conditions: Vec<(Condition, Moment)>,
     shed: Shed,
+    /// Log lines that were lost.
+    lost: Shed,
     ticks: Ticks,
     is_asking: bool,
     /// Unix time at which the process started.
@@ -127,6 +130,7 @@ impl Monitor {
             shards: BTreeMap::new(),
             conditions: vec![(Condition::Unknown, now); backends],
             shed: Shed { count: 0, told_at: None },
+            lost: Shed { count: 0, told_at: None },
             ticks: ticks.clone(),
             is_asking: false,
             started_at: unix_seconds() - now.since(Moment::after(Duration::ZERO)).as_secs_f64(),
@@ -159,6 +163,7 @@ impl Monitor {
         let state = sources.state(findings, &since, late);
         let in_flight = sources.in_flight(flights);
         self.note_shed(books.gateway.shed, now);
+        self.note_lost(telemetry::lost_lines(), now);
         if self.past.is_due(now) {
             self.past.add(books, now, unix_seconds());
         }
@@ -191,6 +196,16 @@ impl Monitor {
             let were = if more == 1 { "was" } else { "were" };
             let words = format!("{} {were} refused for want of room", several(more, "request"));
             self.shared.journal.note("shed", None, None, words);
+        }
+    }
+
+    /// Tells the journal when log lines are lost, but not each time.
+    fn note_lost(&mut self, count: u64, now: Moment) {
+        let more = count.saturating_sub(self.lost.count);
+        if more > 0 && self.lost.told_at.is_none_or(|at| now.since(at) >= SHED_PAUSE) {
+            self.lost = Shed { count, told_at: Some(now) };
+            let words = format!("{} lost: whoever reads the log is too slow", several(more, "log line"));
+            self.shared.journal.note("log-lost", None, None, words);
         }
     }
 

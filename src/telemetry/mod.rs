@@ -11,12 +11,13 @@ use std::cell::Cell;
 use std::fmt;
 use std::io::IsTerminal as _;
 use std::mem::ManuallyDrop;
+use std::sync::OnceLock;
 
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::trace::SdkTracer;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{ErrorCounter, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
@@ -33,6 +34,13 @@ use otlp::Exporters;
 /// Lines that may wait to be written: with a line for each request, and where only events are told. Memory for them is set
 /// aside at once, and so much of it in one piece takes 4 MiB of the allocator's.
 const LINES: (usize, usize) = (8_192, 1_024);
+
+static LOST: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Log lines that were lost, since whoever reads them is too slow and no request waits for that.
+pub fn lost_lines() -> u64 {
+    LOST.get().map_or(0, |counter| counter.dropped_lines() as u64)
+}
 
 /// Why telemetry cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +76,8 @@ pub fn init(settings: &Settings) -> Result<Telemetry, TelemetryError> {
         .lossy(true)
         .buffered_lines_limit(if settings.access_log { LINES.0 } else { LINES.1 })
         .finish(std::io::stdout());
+    // Whoever installs a second one (in tests) counts by the first.
+    let _ = LOST.set(writer.error_counter());
     // The plan has checked the directives.
     let filter = settings.logs.level.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     // They have switches of their own.

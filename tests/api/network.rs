@@ -398,6 +398,18 @@ async fn a_proxy_that_refuses_is_a_clear_502() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_is_not_there_is_not_the_providers_fault() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (proxy, why) in [(format!("http://{free}"), "connection refused"), ("http://no.such.host.invalid:1".into(), "its name")] {
+        let config = backend("up", "https://localhost:1/v1", &format!("proxyUrl: \"{proxy}\", maxRetries: 0"));
+        let reply = Gateway::start(&format!("backends:\n{config}")).chat("up", "hi").await;
+        let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("the proxy cannot be reached") && message.contains(why), "{message}");
+        assert!(!message.contains("provider"), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn the_proxy_of_the_environment_is_used_unless_the_host_is_exempt() {
     let provider = TlsProvider::start("localhost", &["http/1.1"]).await;
     for (no_proxy, tunnels) in [("", 1), ("example.com, localhost", 0), ("*", 0), ("ocalhost", 1)] {

@@ -13,7 +13,7 @@ const GROUPS = {
   restart: ["restarted", "crash", "backend-failed"],
   crash: ["crash", "backend-failed"],
   act: ["act"],
-  shed: ["shed"],
+  shed: ["shed", "log-lost"],
   standby: ["standby-well", "standby-ill"],
 };
 const TONES = {
