@@ -169,7 +169,9 @@ impl Provider {
         }
     }
 
-    fn launch(&mut self, job: Job, permit: Permit, ctx: &mut Context<Self>) {
+    fn launch(&mut self, mut job: Job, permit: Permit, ctx: &mut Context<Self>) {
+        // Its wait is over; another one, elsewhere, begins anew.
+        job.0.ledger.queued_at = None;
         let parts = &job.0;
         let backend = &self.station.backend;
         let now = parts.now;

@@ -248,6 +248,34 @@ async fn what_waits_at_a_full_member_goes_to_another_that_has_room_first() {
 }
 
 #[tokio::test]
+async fn each_wait_for_a_permit_has_the_whole_queue_timeout() {
+    let slow = Provider::start(|request, mut wire| async move {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let status = if request.json()["messages"][0]["content"] == "fails" { 500 } else { 200 };
+        wire.json(status, &completion("slow")).await;
+        Some(wire)
+    })
+    .await;
+    let (other, gate) = gated().await;
+    let more = "maxConcurrent: 1, queueTimeout: 600ms, maxRetries: 0";
+    let gateway = Gateway::start(&format!(
+        "server: {{ port: 0, workers: 1 }}\nbackends:\n  - {{ name: both, type: pool, strategy: weighted, backends: [{{ name: slow, weight: 1000000 }}, {{ name: other, weight: 0.001 }}] }}\n{}{}",
+        backend("slow", &slow.endpoint(), more),
+        backend("other", &other.endpoint(), more)
+    ));
+    let mut held = vec![open_chat(&gateway, "both", "first").await, open_chat(&gateway, "both", "held").await];
+    eventually("both are full", || async { count(&gateway, "other", "in_flight").await == 1 }).await;
+    // It waits at the first, is tried there, and waits at the second.
+    held.push(open_chat(&gateway, "both", "fails").await);
+    eventually("it waits again", || async { count(&gateway, "other", "queued").await == 1 }).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gate.send_replace(true);
+    for client in &mut held {
+        assert_eq!(read_head(client).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn what_waits_at_a_full_member_counts_for_the_model_that_it_is_asked_for_there() {
     let (small, gate) = gated().await;
     let (big, big_gate) = gated().await;
