@@ -242,7 +242,7 @@ fn words(level: Level, counts: &Counts, span: Duration, open: u64) -> String {
     let begin = match level {
         Level::Serving => "Clients are being served.".to_owned(),
         Level::Unknown if given_up + client_errors > 0 => {
-            "Nobody was served lately, and no backend is known to be ill.".to_owned()
+            "Nobody was served lately: whether the backends answer is not known.".to_owned()
         }
         Level::Unknown => "Nothing was asked for lately: whether the backends answer is not known.".to_owned(),
         Level::Degraded if *down == 0 => "Clients are being served, but a backend ails.".to_owned(),

@@ -36,7 +36,8 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
     let mut edits: SmallVec<[Edit; 12]> = SmallVec::with_capacity(ask.scan.fields.len());
     let mut edited = false;
     let mut present = 0u32;
-    let limit = limit_name(quirks, ask);
+    // Only where one is there.
+    let wanted_limit = || limit_name(quirks, ask);
     // The newer name wins where it says something.
     let says = |name: &str| ask.scan.fields.iter().any(|field| field.name(ask.body) == name && field.value(ask.body) != b"null");
     let surplus = match (has(ask, "max_tokens"), has(ask, "max_completion_tokens")) {
@@ -55,7 +56,7 @@ pub fn encode(quirks: &Quirks, ask: &Ask<'_>) -> Result<Encoded, Failure> {
             "model" => model(ask),
             "messages" => rewrite_messages(quirks, ask, value)?,
             limit if surplus == Some(limit) => Edit::Drop,
-            "max_tokens" | "max_completion_tokens" => match limit {
+            "max_tokens" | "max_completion_tokens" => match wanted_limit() {
                 Some(wanted) if wanted != name => Edit::Replace(Some(wanted), Cow::Owned(value.to_vec())),
                 _ => Edit::Keep,
             },
