@@ -12,6 +12,17 @@ pub enum Piece<'a> {
     Reasoning(&'a str),
     /// A refusal in words.
     Refusal(&'a str),
+    /// A picture, which the OpenAI API has no place for: an extension that other gateways share.
+    Image {
+        /// Place among the pictures of the choice.
+        index: u32,
+        /// Its media type, a literal.
+        media: &'a str,
+        /// Itself in base64, a literal.
+        data: &'a str,
+        /// Google's signature, a literal.
+        signature: Option<&'a str>,
+    },
     /// A tool call begins.
     Call {
         /// Place among the calls of the choice.
@@ -55,7 +66,7 @@ impl Piece<'_> {
     pub fn is_content(&self) -> bool {
         match self {
             Self::Text(text) | Self::Reasoning(text) | Self::Refusal(text) => *text != "\"\"",
-            Self::Call { .. } | Self::Arguments { .. } | Self::Finish { .. } => true,
+            Self::Image { .. } | Self::Call { .. } | Self::Arguments { .. } | Self::Finish { .. } => true,
             Self::ThinkingBlocks(_) | Self::Signature(_) | Self::Logprobs(_) | Self::Annotations(_) => false,
         }
     }

@@ -177,12 +177,15 @@ pub struct Message<'a> {
     pub cache_control: Option<&'a RawValue>,
     /// Whether a tool message reports a failure, an extension.
     pub is_error: Option<bool>,
+    /// Pictures that the assistant has drawn, an extension; other clients put other things here.
+    #[serde(borrow)]
+    pub images: Option<&'a RawValue>,
     /// A spoken answer of the assistant, by its id.
     #[serde(borrow)]
     pub audio: Option<&'a RawValue>,
 }
 
-impl Message<'_> {
+impl<'a> Message<'a> {
     /// Whether a prefix worth caching is marked in it.
     pub fn is_marked(&self) -> bool {
         let parts = match &self.content {
@@ -190,6 +193,11 @@ impl Message<'_> {
             Content::None | Content::Text(_) => &[],
         };
         self.cache_control.is_some() || parts.iter().any(|part| part.cache_control.is_some())
+    }
+
+    /// The pictures that the assistant has drawn, if they are ones.
+    pub fn drawn(&self) -> Option<Vec<Drawn<'a>>> {
+        self.images.and_then(|list| serde_json::from_str(list.get()).ok())
     }
 
     /// Fields of a message that only the OpenAI API has a place for.
@@ -202,8 +210,9 @@ impl Message<'_> {
             part.image_url.as_ref().and_then(|image| image.detail.as_deref()).is_some_and(|detail| detail != "auto")
         };
         let name = (self.name.is_some() && self.role != Role::Function).then_some("messages.name");
-        let audio = self.audio.is_some_and(|audio| audio.get() != "null").then_some("messages.audio");
-        name.into_iter().chain(audio).chain(parts.iter().any(is_close).then_some("messages.image_url.detail"))
+        let audio = self.audio.is_some().then_some("messages.audio");
+        let images = self.images.is_some_and(|list| list.get() != "[]").then_some("messages.images");
+        name.into_iter().chain(audio).chain(images).chain(parts.iter().any(is_close).then_some("messages.image_url.detail"))
     }
 }
 
@@ -306,6 +315,17 @@ pub struct ImageUrl<'a> {
     /// How closely to look.
     #[serde(borrow)]
     pub detail: Option<Text<'a>>,
+}
+
+/// A picture in an answer of the assistant.
+#[derive(Debug, Deserialize)]
+pub struct Drawn<'a> {
+    /// The picture.
+    #[serde(borrow)]
+    pub image_url: ImageUrl<'a>,
+    /// What a provider wants back with it.
+    #[serde(borrow)]
+    pub extra_content: Option<ExtraContent<'a>>,
 }
 
 /// A sound.

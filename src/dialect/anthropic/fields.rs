@@ -60,6 +60,7 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "stop", rule: "texts of white space alone are dropped" },
     Lossy { field: "messages.name", rule: "dropped" },
     Lossy { field: "messages.audio", rule: "dropped" },
+    Lossy { field: "messages.images", rule: "dropped" },
     Lossy { field: "messages.image_url.detail", rule: "dropped" },
     Lossy { field: "seed", rule: "dropped" },
     Lossy { field: "frequency_penalty", rule: "dropped" },

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::catalogue::GoogleRules;
 use crate::chat::Failure;
 use crate::chat::request::{
-    BEGIN, CONTINUE, CalledFunction, Content as Said, ExtraContent, Message, Part as SaidPart, Request, Role, Text, ToolCall,
+    BEGIN, CONTINUE, CalledFunction, Content as Said, Drawn, ExtraContent, Message, Part as SaidPart, Request, Role, Text, ToolCall,
     caller, check_calls, data_url, image_type, unsupported,
 };
 use crate::dialect::{Ask, raw};
@@ -178,7 +178,11 @@ impl<'a> Building<'a> {
         if is_later {
             self.results(place)?;
         }
-        self.lost.extend(message.losses().filter(|field| !(self.rules.media_resolution && field.ends_with("detail"))));
+        self.lost.extend(message.losses().filter(|field| match *field {
+            "messages.image_url.detail" => !self.rules.media_resolution,
+            "messages.images" => message.role != Role::Assistant,
+            _ => true,
+        }));
         if message.is_marked() {
             self.lost.insert("cache_control");
         }
@@ -231,6 +235,15 @@ impl<'a> Building<'a> {
         let mut parts = self.parts(&message.content, place)?;
         if let Some(refusal) = message.refusal.as_ref().filter(|refusal| !refusal.is_empty()) {
             parts.push(Part::text(&**refusal));
+        }
+        match message.drawn() {
+            Some(pictures) => {
+                for drawn in pictures {
+                    parts.push(self.drawn(drawn, place)?);
+                }
+            }
+            None if message.images.is_some() => drop(self.lost.insert("messages.images")),
+            None => {}
         }
         if let Some(signature) = signature(message.extra_content.as_ref(), &self.origin).filter(|_| self.rules.signatures) {
             match parts.last_mut() {
@@ -389,6 +402,19 @@ impl<'a> Building<'a> {
                 Ok(out)
             }
         }
+    }
+
+    /// A picture of the model's own, with the signature it came with.
+    fn drawn(&self, drawn: Drawn<'a>, place: usize) -> Result<Part<'a>, Failure> {
+        let field = format!("messages[{place}].images");
+        let refuse = || unsupported(&field, format!("`{field}` must hold base64 data: URLs for Google"));
+        let signature = signature(drawn.extra_content.as_ref(), &self.origin).filter(|_| self.rules.signatures);
+        let thought_signature = signature.map(|text| Cow::Owned(text.to_owned()));
+        let part = match drawn.image_url.url.0 {
+            Cow::Borrowed(url) => data_url(url).map(|(media, data)| Part::inline(media, data)),
+            Cow::Owned(url) => data_url(&url).map(|(media, data)| Part::inline(media.to_owned(), data.to_owned())),
+        };
+        Ok(Part { thought_signature, ..part.ok_or_else(refuse)? })
     }
 
     fn image(&self, part: &'a SaidPart<'a>, field: &dyn Fn() -> String) -> Result<Part<'a>, Failure> {

@@ -66,6 +66,7 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "cache_control", rule: "dropped, also on parts, messages and tools" },
     Lossy { field: "messages.name", rule: "dropped" },
     Lossy { field: "messages.audio", rule: "dropped" },
+    Lossy { field: "messages.images", rule: "dropped where they are not pictures as replies hold them" },
     Lossy { field: "messages.image_url.detail", rule: "dropped where the model takes none for an image" },
     Lossy {
         field: "tools.strict",
@@ -76,7 +77,7 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "n", rule: "refused above 1 where the model gives one candidate" },
     Lossy { field: "logprobs", rule: "refused where the model gives none" },
     Lossy { field: "logit_bias", rule: "refused" },
-    Lossy { field: "modalities", rule: "refused when it asks for more than text" },
+    Lossy { field: "modalities", rule: "refused when it asks for more than text and image" },
     Lossy { field: "audio", rule: "refused" },
     Lossy { field: "web_search_options", rule: "refused" },
     Lossy { field: "tools", rule: "refused when one is not a function" },

@@ -69,6 +69,8 @@ struct GenerationConfig<'a> {
     response_schema: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     thinking_config: Option<ThinkingConfig>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    response_modalities: Vec<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -120,8 +122,8 @@ fn refuse(request: &Request<'_>, rules: &GoogleRules, model: &str) -> Result<(),
     if request.logprobs == Some(true) && !rules.logprobs {
         return Err(unsupported("logprobs", format!("`logprobs` cannot be asked of model `{model}`")));
     }
-    if request.modalities.iter().flatten().any(|kind| &**kind != "text") {
-        return Err(unsupported("modalities", "`modalities` other than text are not translated for Google".into()));
+    if request.modalities.iter().flatten().any(|kind| !matches!(&**kind, "text" | "image")) {
+        return Err(unsupported("modalities", "`modalities` other than text and image are not translated for Google".into()));
     }
     Ok(())
 }
@@ -158,8 +160,16 @@ fn generation_config<'a>(
         response_logprobs: request.logprobs.filter(|wanted| *wanted),
         logprobs: request.top_logprobs.filter(|count| *count > 0 && request.logprobs == Some(true)),
         thinking_config: thinking(request, rules, ask, dropped),
+        response_modalities: modalities(request),
         ..GenerationConfig::default()
     }
+}
+
+/// Kinds of output. Text alone is what a model gives by itself.
+fn modalities(request: &Request<'_>) -> Vec<String> {
+    let kinds = request.modalities.as_deref().unwrap_or_default();
+    let is_text = kinds.iter().all(|kind| &**kind == "text");
+    if is_text { Vec::new() } else { kinds.iter().map(|kind| kind.to_uppercase()).collect() }
 }
 
 /// A seed of 32 bits from one of 64, always the same.

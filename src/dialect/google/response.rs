@@ -66,6 +66,25 @@ struct Part<'a> {
     thought_signature: Option<&'a RawValue>,
     #[serde(borrow, default)]
     function_call: Option<FunctionCall<'a>>,
+    #[serde(borrow, default)]
+    inline_data: Option<InlineData<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct InlineData<'a> {
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
+    mime_type: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "crate::dialect::literal_only")]
+    data: Option<&'a RawValue>,
+}
+
+impl<'a> InlineData<'a> {
+    /// Media type and data of a picture, as literals.
+    fn picture(&self) -> Option<(&'a str, &'a str)> {
+        let (media, data) = (self.mime_type?.get(), self.data?.get());
+        media.starts_with("\"image/").then_some((media, data))
+    }
 }
 
 #[derive(Deserialize)]
@@ -128,6 +147,7 @@ struct Progress {
     /// The last signature on a text: clients that gather a stream would join several into one.
     signature: Option<String>,
     calls: u32,
+    images: u32,
     has_content: bool,
     finished: bool,
 }
@@ -228,15 +248,15 @@ impl Events {
         Ok(())
     }
 
-    fn part(&mut self, index: u32, part: &Part<'_>, sink: &mut dyn Sink) {
-        let progress = &mut self.candidates[index as usize];
+    fn part(&mut self, choice: u32, part: &Part<'_>, sink: &mut dyn Sink) {
+        let progress = &mut self.candidates[choice as usize];
         if let Some(call) = &part.function_call {
             let number = progress.calls;
             progress.calls += 1;
             progress.has_content = true;
             let id: Cow<'_, str> = match call.id.filter(|id| id.get().len() > 2) {
                 Some(id) => Cow::Borrowed(id.get()),
-                None => Cow::Owned(format!("\"{}\"", minted(&self.request, &self.reply, index, number))),
+                None => Cow::Owned(format!("\"{}\"", minted(&self.request, &self.reply, choice, number))),
             };
             if self.keepsakes.len() < MAX_KEPT
                 && let Some(signature) = part.thought_signature.and_then(|text| unquote(text.get().as_bytes()))
@@ -245,7 +265,7 @@ impl Events {
                 self.keepsakes.push(Keepsake::new(call, &self.model, &signature));
             }
             sink.piece(
-                index,
+                choice,
                 &Piece::Call {
                     index: number,
                     id,
@@ -256,11 +276,20 @@ impl Events {
             );
             return;
         }
+        // What a model draws while it thinks are drafts.
+        if let Some((media, data)) = part.inline_data.as_ref().filter(|_| part.thought != Some(true)).and_then(InlineData::picture) {
+            let index = progress.images;
+            progress.images += 1;
+            progress.has_content = true;
+            let signature = part.thought_signature.map(RawValue::get);
+            sink.piece(choice, &Piece::Image { index, media, data, signature });
+            return;
+        }
         if let Some(text) = part.text.filter(|text| text.get() != "\"\"") {
             progress.has_content = true;
             match part.thought {
-                Some(true) => sink.piece(index, &Piece::Reasoning(text.get())),
-                _ => sink.piece(index, &Piece::Text(text.get())),
+                Some(true) => sink.piece(choice, &Piece::Reasoning(text.get())),
+                _ => sink.piece(choice, &Piece::Text(text.get())),
             }
         }
         if let Some(signature) = part.thought_signature {

@@ -129,6 +129,11 @@ impl ChunkWriter {
             }
             Piece::Signature(text) => write_signature(out, text, &self.origin),
             Piece::Annotations(list) => put(out, &["\"annotations\":", list]),
+            Piece::Image { .. } => {
+                put(out, &["\"images\":["]);
+                write_image(out, piece, &self.origin);
+                put(out, &["]"]);
+            }
             Piece::Call { index, .. } => {
                 put(out, &["\"tool_calls\":[{\"index\":", itoa::Buffer::new().format(*index), ","]);
                 write_call(out, piece, &self.origin);
@@ -161,6 +166,7 @@ fn size(piece: &Piece<'_>) -> usize {
         | Piece::ThinkingBlocks(text)
         | Piece::Signature(text)
         | Piece::Arguments { text, .. } => text.len(),
+        Piece::Image { media, data, signature, .. } => media.len() + data.len() + signature.map_or(0, str::len),
         Piece::Call { id, name, arguments, signature, .. } => {
             id.len() + name.len() + arguments.len() + signature.map_or(0, str::len)
         }
@@ -199,10 +205,36 @@ fn write_call(out: &mut BytesMut, piece: &Piece<'_>, origin: &str) {
     put(out, &["}"]);
 }
 
+fn write_image(out: &mut BytesMut, piece: &Piece<'_>, origin: &str) {
+    let Piece::Image { index, media, data, signature } = piece else { return };
+    let place = &mut itoa::Buffer::new();
+    put(out, &["{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:", bare(media), ";base64,", bare(data), "\"},\"index\":"]);
+    put(out, &[place.format(*index)]);
+    if let Some(signature) = signature {
+        put(out, &[","]);
+        write_signature(out, signature, origin);
+    }
+    put(out, &["}"]);
+}
+
 fn write_native(out: &mut BytesMut, native: Option<&str>) {
     if let Some(native) = native {
         out.extend_from_slice(b",\"native_finish_reason\":");
         out.extend_from_slice(native.as_bytes());
+    }
+}
+
+/// A member of an object whose objects are written already; nothing if there are none.
+fn write_list(out: &mut BytesMut, name: &str, objects: &[BytesMut]) {
+    for (place, object) in objects.iter().enumerate() {
+        match place {
+            0 => put(out, &[",\"", name, "\":["]),
+            _ => put(out, &[","]),
+        }
+        out.extend_from_slice(object);
+    }
+    if !objects.is_empty() {
+        put(out, &["]"]);
     }
 }
 
@@ -214,6 +246,7 @@ struct Gathered {
     refusal: String,
     blocks: Option<String>,
     calls: Vec<BytesMut>,
+    images: Vec<BytesMut>,
     signature: Option<String>,
     logprobs: Option<String>,
     annotations: Option<String>,
@@ -293,6 +326,11 @@ impl Gathered {
                 write_call(&mut call, piece, origin);
                 self.calls.push(call);
             }
+            Piece::Image { .. } => {
+                let mut image = BytesMut::new();
+                write_image(&mut image, piece, origin);
+                self.images.push(image);
+            }
             // A whole reply has its arguments whole.
             Piece::Arguments { .. } => {}
             Piece::Finish { reason, native } => self.finish = Some((reason.word(), native.as_deref().map(str::to_owned))),
@@ -325,13 +363,8 @@ impl Gathered {
         if let Some(list) = &self.annotations {
             put(out, &[",\"annotations\":", list]);
         }
-        for (place, call) in self.calls.iter().enumerate() {
-            put(out, &[if place == 0 { ",\"tool_calls\":[" } else { "," }]);
-            out.extend_from_slice(call);
-        }
-        if !self.calls.is_empty() {
-            put(out, &["]"]);
-        }
+        write_list(out, "images", &self.images);
+        write_list(out, "tool_calls", &self.calls);
         match &self.logprobs {
             Some(list) => put(out, &["},\"logprobs\":{\"content\":", list, ",\"refusal\":null},\"finish_reason\":"]),
             None => put(out, &["},\"logprobs\":null,\"finish_reason\":"]),
