@@ -25,6 +25,7 @@ from pydantic import alias_generators
 
 import answers
 import failures
+from conversation import PNG
 from schemas import Breach, Refused, decode
 
 KEY = "go-key"
@@ -346,7 +347,7 @@ def check_contents(contents, model, three):
 
 
 def check_part(part, place, three):
-    require(part.get("text") != "", f"contents.{place}: an empty text")
+    require(part.get("text") != "" or "thoughtSignature" in part, f"contents.{place}: an empty text")
     require("thought" not in part, f"contents.{place}: a thought")
     if "fileData" in part:
         raise Breach(f"contents.{place}: a file that is not inlined: {part['fileData']}")
@@ -426,9 +427,9 @@ WHOSE = {}
 
 
 def part_of(part):
-    """What a signature belongs to: this call, or any text."""
+    """What a signature belongs to: this call, this picture, or any text."""
     call = part.get("functionCall")
-    return call and (call["name"], call.get("args", {}))
+    return (call and (call["name"], call.get("args", {}))) or part.get("inlineData")
 
 
 class Google:
@@ -599,6 +600,11 @@ class Google:
             yield chunk([{"text": "One moment."}])
         for piece in answer.pieces:
             yield chunk([{"text": piece}])
+        if "IMAGE" in body.get("generationConfig", {}).get("responseModalities", []):
+            drawn = {"inlineData": {"mimeType": "image/png", "data": base64.b64encode(PNG).decode()}}
+            drawn["thoughtSignature"] = self.sign(model)
+            WHOSE[drawn["thoughtSignature"]] = part_of(drawn)
+            yield chunk([drawn])
         for place, call in enumerate(answer.calls):
             native = {"name": call["name"]}
             if call["arguments"] != "{}":

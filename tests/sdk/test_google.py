@@ -92,6 +92,25 @@ def test_a_tier_of_service_has_its_native_name(standin, client, tier, native):
     assert sent(standin, client, service_tier=tier).get("serviceTier") == native
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("model", [FLASH, OLD, VERTEX])
+def test_a_picture_is_handed_on_and_goes_back_with_the_history(standin, client, model, streamed):
+    wish = {"model": model, "messages": user("draw"), "modalities": ["text", "image"]}
+    if streamed:
+        with client.chat.completions.stream(**wish) as stream:
+            message = stream.get_final_completion().choices[0].message
+    else:
+        message = client.chat.completions.create(**wish).choices[0].message
+    assert message.content == TEXT
+    assert [image["image_url"]["url"] for image in message.images] == [picture()["image_url"]["url"]]
+    history = [*user("draw"), message.model_dump(exclude_none=True), *user("again")]
+    body = sent(standin, client, model, messages=history)
+    parts = body["contents"][1]["parts"]
+    drawn = next(part for part in parts if "inlineData" in part)
+    assert ("thoughtSignature" in drawn) == (model != OLD)
+    assert base64.b64decode(drawn["inlineData"]["data"]) == PNG
+
+
 @pytest.mark.parametrize("model", [FLASH, OLD, VERTEX])
 @pytest.mark.parametrize(
     ("choice", "native"),

@@ -246,9 +246,9 @@ impl<'a> Building<'a> {
             None => {}
         }
         if let Some(signature) = signature(message.extra_content.as_ref(), &self.origin).filter(|_| self.rules.signatures) {
-            match parts.last_mut() {
-                Some(last) if last.text.is_some() => last.thought_signature = Some(Cow::Borrowed(signature)),
-                _ => parts.push(Part { thought_signature: Some(Cow::Borrowed(signature)), ..Part::text("") }),
+            match parts.iter_mut().rfind(|part| part.text.is_some()) {
+                Some(last) => last.thought_signature = Some(Cow::Borrowed(signature)),
+                None => parts.push(Part { thought_signature: Some(Cow::Borrowed(signature)), ..Part::text("") }),
             }
         }
         for (index, call) in message.tool_calls.iter().flatten().enumerate() {
