@@ -185,6 +185,61 @@ async fn a_provider_that_crashes_too_often_is_failed_for_a_minute_and_then_tried
     assert_eq!(worker.slots.providers[0].crashed.get(), 3);
 }
 
+/// A pool whose first member fails once, with 503: after two seconds it may be probed.
+fn pool_with_a_blip(more: &str) -> Worker {
+    let faults = "faults: [{ kind: status, status: 503, requests: [1] }], maxRetries: 0";
+    worker(&format!(
+        "backends: [{{ name: p, type: pool, strategy: weighted{more}, backends: [{{ name: a, weight: 1 }}, {{ name: b, weight: 0 }}] }}, \
+         {{ name: a, type: simulated, config: {{ timeout: 60s, {faults} }} }}, {{ name: b, type: simulated }}]"
+    ))
+}
+
+#[actix_rt::test]
+async fn a_deadline_that_is_no_longer_than_a_timeout_leaves_no_member_out_for_good() {
+    let worker = pool_with_a_blip("");
+    let deadline = Duration::from_secs(60);
+    for chosen in [1, 1, 2] {
+        assert_eq!(class(&worker.ask(false, deadline).await), "served");
+        assert_eq!(worker.slots.pools[0].stats.borrow().members[0].chosen, chosen);
+        sleep(Duration::from_millis(1_500)).await;
+    }
+}
+
+/// Asks such a pool until its first member has been probed.
+async fn probed_in_the_end(more: &str, deadline: Duration) {
+    let worker = pool_with_a_blip(more);
+    let chosen = || worker.slots.pools[0].stats.borrow().members[0].chosen;
+    worker.ask(false, deadline).await.ok();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!((class(&worker.ask(false, deadline).await), chosen()), ("served", 1), "another request may yet probe it");
+    sleep(Duration::from_secs(15)).await;
+    assert_eq!((class(&worker.ask(false, deadline).await), chosen()), ("served", 2));
+}
+
+#[actix_rt::test]
+async fn a_member_is_probed_in_the_end_although_no_request_may_be_tried_twice() {
+    probed_in_the_end(", maxAttempts: 1", HOUR).await;
+}
+
+#[actix_rt::test]
+async fn a_member_is_probed_in_the_end_although_no_request_has_time_for_two() {
+    probed_in_the_end("", Duration::from_secs(5)).await;
+}
+
+#[actix_rt::test]
+async fn a_probe_that_hangs_leaves_time_for_another_member() {
+    let hangs = "faults: [{ kind: status, status: 503, requests: [1] }, { kind: slow-head, after: 1h, requests: [2] }]";
+    let worker = worker(&format!(
+        "backends: [{{ name: p, type: pool, strategy: weighted, backends: [{{ name: a, weight: 1 }}, {{ name: b, weight: 0 }}] }}, \
+         {{ name: a, type: simulated, config: {{ timeout: 60s, maxRetries: 0, {hangs} }} }}, {{ name: b, type: simulated }}]"
+    ));
+    assert_eq!(class(&worker.ask(false, HOUR).await), "served");
+    sleep(Duration::from_secs(3)).await;
+    let start = Instant::now();
+    assert_eq!(class(&worker.ask(false, Duration::from_secs(60)).await), "served");
+    assert_eq!(start.elapsed().as_secs(), 30);
+}
+
 #[actix_rt::test]
 async fn parked_jobs_wait_no_longer_than_the_pool_says() {
     let worker = worker(

@@ -38,6 +38,7 @@ impl Core {
             table.remember(key, choice.leaf, view.now);
         }
         let slot = view.model_slot(choice.leaf);
+        let limit = if choice.why == Why::Probe { view.time_to_probe(choice.leaf) } else { None };
         if let Some(member) = self.stats().borrow_mut().members.get_mut(choice.leaf) {
             member.chosen += 1;
         }
@@ -47,6 +48,7 @@ impl Core {
             self.tell(&parts.call, &choice, &view.into_passed_over(), parts.now);
         }
         parts.slot = slot;
+        parts.ledger.limit = limit;
         parts.last_resort = false;
         Some(choice.leaf)
     }
@@ -108,6 +110,7 @@ impl Core {
             self.tell(&parts.call, &choice, &view.into_passed_over(), parts.now);
         }
         parts.slot = slot;
+        parts.ledger.limit = None;
         Some(Resort::Ask(leaf))
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn patience(core: &Core, call: &Call) -> Option<Duration> {
     if core.plan.members.len() < 2 || call.passthrough.is_some() || !call.repeatable {
         return None;
     }
-    core.stats().borrow_mut().hedge_budget.earn();
+    core.stats().borrow_mut().hedge_budget.earn(Instant::now().into_std());
     if !hedge.after.is_zero() {
         return Some(hedge.after);
     }

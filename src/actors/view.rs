@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::JobParts;
 use super::hedge::Asked;
@@ -21,6 +21,10 @@ pub(super) type PassedOver = Vec<(u16, Door)>;
 const TOLD: usize = 32;
 /// A member is late when its unanswered requests are older than this many times what is expected of it.
 const LATE: f64 = 3.0;
+/// What a probe is given at least, unless its own limits are shorter: what has only been slow is not to look ill.
+const TIME_TO_PROBE: Duration = Duration::from_secs(10);
+/// So long a half-open member waits for a request that others could take over after it; then any may probe it.
+const PROBE_OVERDUE: Duration = Duration::from_secs(10);
 /// Requests that a conversation's member may carry beyond twice as many as the others.
 const SPARE: u64 = 8;
 
@@ -34,6 +38,7 @@ pub(super) struct View<'a> {
     typical_tokens: f64,
     /// Whether it may be the request that decides about a circuit: only one that others could take over.
     may_probe: bool,
+    is_hedge: bool,
     race: Option<&'a Asked>,
     /// The leaf whose model slot was found last, and the slot.
     found: Cell<Option<(usize, u16)>>,
@@ -53,6 +58,7 @@ impl<'a> View<'a> {
             now,
             typical_tokens,
             may_probe,
+            is_hedge: parts.is_hedge,
             race: parts.race.as_deref(),
             found: Cell::new(None),
             passed_over: RefCell::default(),
@@ -108,10 +114,29 @@ impl<'a> View<'a> {
         busy(leaf) > mean * 2 + SPARE || is_late
     }
 
-    fn may_probe(&self, leaf: usize) -> bool {
+    fn may_probe(&self, leaf: usize, since: Moment) -> bool {
+        if self.ledger.shut.contains(&place(leaf)) {
+            return false;
+        }
+        let is_overdue = self.now.since(since) >= PROBE_OVERDUE && !self.is_hedge;
+        (self.may_probe && self.leaves_time(leaf)) || is_overdue
+    }
+
+    /// Whether half of the time that is left is enough for a try at this member.
+    fn leaves_time(&self, leaf: usize) -> bool {
         let backend = &self.slots.shared.settings.backends[self.plan.members[leaf]];
-        let left = self.call.deadline.saturating_duration_since(self.call.started).saturating_sub(self.call.age(self.now));
-        self.may_probe && left > backend.timeouts.first_content && !self.ledger.shut.contains(&place(leaf))
+        self.time_left() / 2 >= backend.timeouts.first_content.min(TIME_TO_PROBE)
+    }
+
+    fn time_left(&self) -> Duration {
+        self.call.deadline.saturating_duration_since(self.call.started).saturating_sub(self.call.age(self.now))
+    }
+
+    /// How long a probe may take, so that another member has as much time after it; `None` where nobody could take over.
+    pub(super) fn time_to_probe(&self, leaf: usize) -> Option<Duration> {
+        let could_take_over = |other| other != leaf && self.look(other, false) == Door::Open;
+        let is_safe = self.may_probe && self.leaves_time(leaf) && (0..self.plan.members.len()).any(could_take_over);
+        is_safe.then(|| self.time_left() / 2)
     }
 
     /// Present weight of a member, by its first place in the tree.
@@ -145,7 +170,7 @@ impl<'a> View<'a> {
         match shared.health.state(self.find_slot(leaf, model), self.now) {
             _ if self.call.insistent => Door::Open,
             CircuitState::Closed => Door::Open,
-            CircuitState::HalfOpen { probing: false, .. } if self.may_probe(leaf) => Door::Probe,
+            CircuitState::HalfOpen { probing: false, since, .. } if self.may_probe(leaf, since) => Door::Probe,
             CircuitState::HalfOpen { class, .. } => Door::Shut { until: self.now, class },
             CircuitState::Open { until, class } => Door::Shut { until, class },
         }

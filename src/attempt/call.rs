@@ -140,6 +140,8 @@ pub struct Ledger {
     pub passed_over: u16,
     /// Leaves whose attempts failed.
     pub tried: SmallVec<[u16; 8]>,
+    /// How long the next try may take, where that is less than its member's own limits.
+    pub limit: Option<Duration>,
     /// Leaves that were full.
     pub saturated: SmallVec<[u16; 4]>,
     /// Tries made, retries included.

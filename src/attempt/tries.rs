@@ -48,7 +48,7 @@ pub async fn work(
     flight: &mut Option<FlightGuard>,
 ) -> Verdict {
     let backend = &station.backend;
-    station.budget.borrow_mut().earn();
+    station.budget.borrow_mut().earn(Instant::now().into_std());
     // Fetched once for all tries.
     let mut images = None;
     let mut resent = false;
@@ -183,7 +183,8 @@ async fn one_try(
     let backend = &station.backend;
     let now = Instant::now();
     let limits = backend.timeouts;
-    let attempt_ends = call.deadline.min(now + if call.is_stream() { limits.first_content } else { limits.attempt });
+    let own_limit = if call.is_stream() { limits.first_content } else { limits.attempt };
+    let attempt_ends = call.deadline.min(now + ledger.limit.map_or(own_limit, |limit| limit.min(own_limit)));
     let is_upload = call.passthrough.as_ref().is_some_and(|passthrough| passthrough.stream.is_some());
     // A streamed upload takes as long as its client takes.
     let head_ends = if is_upload { call.deadline.min(now + limits.total) } else { attempt_ends.min(now + limits.head) };

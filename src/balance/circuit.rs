@@ -124,6 +124,8 @@ pub enum CircuitState {
         class: FailureClass,
         /// Whether a probe is out.
         probing: bool,
+        /// Since when one may probe.
+        since: Moment,
     },
 }
 
@@ -211,9 +213,9 @@ impl Circuit {
         match Moment::from_raw(self.until.load(Ordering::Acquire)) {
             None => CircuitState::Closed,
             Some(until) if now < until => CircuitState::Open { until, class: self.class() },
-            Some(_) => {
+            Some(until) => {
                 let probing = self.lease.load(Ordering::Acquire) > now.raw();
-                CircuitState::HalfOpen { class: self.class(), probing }
+                CircuitState::HalfOpen { class: self.class(), probing, since: until }
             }
         }
     }

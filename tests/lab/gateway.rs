@@ -173,8 +173,12 @@ impl Run<'_> {
     }
 
     fn spend(&mut self, worker: usize, leaf: usize) -> bool {
-        let now = self.clock + Duration::from_secs_f64(self.now);
+        let now = self.std_now();
         self.budgets[worker][leaf].spend(now)
+    }
+
+    fn std_now(&self) -> std::time::Instant {
+        self.clock + Duration::from_secs_f64(self.now)
     }
 
     /// Notes when the member that ailed is open again.
@@ -223,7 +227,8 @@ impl Run<'_> {
     fn launch(&mut self, request: usize, pick: &Pick, pass: Pass) {
         let leaf = pick.leaf;
         let worker = self.requests[request].worker;
-        self.budgets[worker][leaf].earn();
+        let now = self.std_now();
+        self.budgets[worker][leaf].earn(now);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of bins")]
         if let Some(count) = self.outcome.chosen[leaf].get_mut((self.now / BIN) as usize) {
             *count += 1;
