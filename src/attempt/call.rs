@@ -10,6 +10,7 @@ use bytes::Bytes;
 use send_wrapper::SendWrapper;
 use smallvec::SmallVec;
 use std::sync::Mutex;
+use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::Span;
@@ -18,7 +19,7 @@ use super::live::LiveBody;
 use crate::balance::Moment;
 use crate::chat::{Endpoint, Failure, Scan, Usage};
 use crate::error::GatewayError;
-use crate::settings::Backend;
+use crate::settings::{Backend, format_size};
 use crate::story::Trail;
 
 /// One client request, immutable from the front end on.
@@ -105,6 +106,11 @@ impl std::fmt::Debug for PayloadStream {
         f.write_str("PayloadStream")
     }
 }
+
+/// A streamed body has gone beyond so many bytes.
+#[derive(Debug, Error)]
+#[error("{}", GatewayError::BodyTooLarge { limit: format_size(*.0) })]
+pub struct BodyTooLong(pub u64);
 
 /// Bytes counted against the total of bodies in flight; returned when dropped.
 #[derive(Debug)]

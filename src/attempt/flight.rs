@@ -190,7 +190,7 @@ impl Flight {
         self.tell_failure(failure);
         let is_callers = matches!(failure.class, FailureClass::Timeout(_)) && Instant::now() >= self.call.deadline;
         if !is_callers && !failure.is_excused {
-            self.flights.vitals.failed(self.slot, failure, sent, self.started, now);
+            self.flights.vitals.failed(self.slot, failure, sent, self.try_started.get(), now);
         }
     }
 
@@ -277,7 +277,7 @@ impl Flight {
                 }
             }
             End::Truncated(class) => {
-                vitals.failed(self.slot, &Failure::new(class, ""), true, self.started, now);
+                vitals.failed(self.slot, &Failure::new(class, ""), true, self.try_started.get(), now);
             }
             End::Cancelled if self.first_content.get().is_none() => {
                 // Where the first member was quicker, nobody has waited for this one.
@@ -301,7 +301,7 @@ impl Flight {
     pub fn note_refusal(&self, failure: Option<&Failure>) {
         self.is_proof.set(false);
         if let Some(failure) = failure {
-            self.flights.vitals.failed(self.slot, failure, true, self.started, self.now());
+            self.flights.vitals.failed(self.slot, failure, true, self.try_started.get(), self.now());
         }
     }
 

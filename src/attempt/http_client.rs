@@ -18,6 +18,7 @@ use awc::{Client, Connect, Connector};
 use futures_util::future::{Either, LocalBoxFuture};
 use rustls::{CertificateError, ClientConfig};
 
+use super::call::BodyTooLong;
 use super::dial::{Dialer, ProxyFailure};
 use super::large::{LARGE, in_one_poll, with_length};
 use super::send_body::SendBody;
@@ -291,12 +292,19 @@ pub(super) fn name_error(error: &SendRequestError, whom: &str, connect: Duration
             failure: Failure::new(FailureClass::Malformed, format!("the answer of {whom} is not HTTP")),
             sent: true,
         },
-        SendRequestError::Body(_) => SendFailure {
-            failure: Failure { status: Some(400), ..Failure::new(FailureClass::Caller, "the request body broke off") },
-            sent: true,
-        },
+        SendRequestError::Body(error) => SendFailure { failure: body_failure(&**error), sent: true },
         _ => socket(format!("the request to {whom} failed"), true),
     }
+}
+
+/// Why a client's body could not be sent to its end.
+fn body_failure(error: &(dyn std::error::Error + 'static)) -> Failure {
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let (status, code, words) = match inner.and_then(|inner| inner.downcast_ref::<BodyTooLong>()) {
+        Some(too_long) => (413, "body_too_large", too_long.to_string()),
+        None => (400, "incomplete_body", "the request body broke off".to_owned()),
+    };
+    Failure { status: Some(status), code: Some(code.into()), ..Failure::new(FailureClass::Caller, words) }
 }
 
 /// A failure that is the proxy's, and nothing of the provider's.

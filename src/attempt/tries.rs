@@ -262,8 +262,12 @@ async fn one_try(
     if call.passthrough.is_some() && !is_refused {
         return Ok(pass_through(head, incoming, flight, call.deadline.min(now + limits.total)));
     }
-    if !incoming.status().is_success() {
-        return Err(Box::pin(error_reply(station, incoming, attempt_ends)).await);
+    let status = incoming.status();
+    if !status.is_success() {
+        let failure = Box::pin(error_reply(station, incoming, attempt_ends)).await;
+        // A key without the right to one path is good for the others.
+        let is_about_the_path = call.passthrough.is_some() && status == StatusCode::FORBIDDEN;
+        return Err(if is_about_the_path { Failure { class: FailureClass::Caller, ..failure } } else { failure });
     }
     if let Some(encoding) = incoming.headers().get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
         let encoding = encoding.to_str().unwrap_or("unknown").to_owned();

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor as _, Addr};
-use actix_web::{FromRequest, Handler, Resource, Responder, web};
+use actix_web::{FromRequest, Handler, Resource, Responder, guard, web};
 
 use crate::actors::director::Director;
 use crate::actors::slots::{Shared, Slots};
@@ -83,22 +83,32 @@ impl Gateway {
 /// The fixed routes.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(get("/health").route(web::get().to(health::health)))
-        .service(get("/ready").route(web::get().to(health::ready)))
-        .service(get("/metrics").route(web::get().to(metrics::show)))
+        .service(read("/health", health::health))
+        .service(read("/ready", health::ready))
+        .service(read("/metrics", metrics::show))
         .configure(admin::routes)
         // A scope is matched by its prefix; a pattern here would cost every request a search.
         .service(
             web::scope("/v1/models")
-                .service(get("").route(web::get().to(models::list)))
-                .service(get("/{id:.*}").route(web::get().to(models::one))),
+                .service(read("", models::list))
+                .service(read("/{id:.*}", models::one)),
         )
         .default_service(web::to(front::serve));
 }
 
+/// A fixed path that is read, by GET or HEAD; other methods are told so.
+fn read<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    only(path, reply::only_read).route(web::route().guard(guard::Any(guard::Get()).or(guard::Head())).to(handler))
+}
+
 /// A fixed path that takes GET; other methods are told so.
 fn get(path: &str) -> Resource {
-    web::resource(path).default_service(web::to(reply::only_get))
+    only(path, reply::only_get)
 }
 
 /// A fixed path that takes POST.

@@ -5,38 +5,47 @@ use std::rc::Rc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
+use tracing::Span;
 
-use super::reply;
-use super::{Gateway, auth};
+use super::request_log::RequestLog;
+use super::{Gateway, auth, reply};
 use crate::error::GatewayError;
 use crate::settings::{Backend, BackendType, Settings};
 
 /// Lists every name that a request may put in `model`.
 pub(super) async fn list(request: HttpRequest) -> HttpResponse {
-    match known(&request) {
-        Ok(models) => HttpResponse::Ok().json(json!({ "object": "list", "data": models.values().collect::<Vec<_>>() })),
-        Err(error) => reply::error(&error),
-    }
+    answer(&request, |models| Ok(json!({ "object": "list", "data": models.values().collect::<Vec<_>>() })))
 }
 
 /// Describes one of them.
 pub(super) async fn one(request: HttpRequest, id: web::Path<String>) -> HttpResponse {
-    match known(&request) {
-        Ok(models) => match models.get(id.as_str()) {
-            Some(model) => HttpResponse::Ok().json(model),
-            None => reply::error(&GatewayError::UnknownModel {
-                model: id.chars().filter(|letter| !letter.is_control()).take(200).collect(),
-            }),
-        },
-        Err(error) => reply::error(&error),
-    }
+    answer(&request, |models| match models.remove(id.as_str()) {
+        Some(model) => Ok(model),
+        None => {
+            Err(GatewayError::UnknownModel { model: id.chars().filter(|letter| !letter.is_control()).take(200).collect() })
+        }
+    })
 }
 
-fn known(request: &HttpRequest) -> Result<BTreeMap<String, Value>, GatewayError> {
-    let gateway = request.app_data::<Rc<Gateway>>().ok_or(GatewayError::Internal)?;
+/// What is said of the models to a caller that may call; logged as any request is.
+fn answer(
+    request: &HttpRequest,
+    say: impl FnOnce(&mut BTreeMap<String, Value>) -> Result<Value, GatewayError>,
+) -> HttpResponse {
+    let Some(gateway) = request.app_data::<Rc<Gateway>>() else { return reply::error(&GatewayError::Internal) };
     let settings = &gateway.shared.settings;
-    auth::client(request, settings)?;
-    Ok(models(settings))
+    let mut log = RequestLog::uncounted(gateway, Span::current());
+    let said = auth::client(request, settings).and_then(|caller| {
+        log.caller = caller;
+        say(&mut models(settings))
+    });
+    match said {
+        Ok(said) => {
+            (log.status, log.outcome) = (200, "served");
+            HttpResponse::Ok().json(said)
+        }
+        Err(error) => reply::respond(Err(error), log),
+    }
 }
 
 fn models(settings: &Settings) -> BTreeMap<String, Value> {

@@ -12,13 +12,20 @@ use send_wrapper::SendWrapper;
 use super::body;
 use super::routes::behind_version;
 use crate::actors::slots::Shared;
-use crate::attempt::{BodyHold, Passthrough, PayloadStream, StreamedBody};
+use crate::attempt::{BodyHold, BodyTooLong, Passthrough, PayloadStream, StreamedBody};
 use crate::chat::{Scan, Shape, scan};
 use crate::error::GatewayError;
+use crate::settings::format_size;
 
 /// Client headers that go upstream; credentials, cookies and hop-by-hop headers are not among them.
-const FORWARDED: [HeaderName; 5] =
-    [header::CONTENT_TYPE, header::ACCEPT, header::RANGE, header::IF_NONE_MATCH, HeaderName::from_static("openai-beta")];
+const FORWARDED: [HeaderName; 6] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::ACCEPT,
+    header::RANGE,
+    header::IF_NONE_MATCH,
+    HeaderName::from_static("openai-beta"),
+];
 
 /// What is passed through, with the held body and its scan.
 pub(super) struct Taken {
@@ -58,13 +65,13 @@ pub(super) async fn take(request: &HttpRequest, payload: web::Payload, shared: &
         taken.scan = scan(&taken.body, Shape::Free)?;
     } else if has_body {
         if length.is_some_and(|length| length > shared.settings.server.max_body) {
-            return Err(GatewayError::BodyTooLarge { limit: crate::settings::format_size(shared.settings.server.max_body) });
+            return Err(GatewayError::BodyTooLarge { limit: format_size(shared.settings.server.max_body) });
         }
         let (mut seen, limit) = (0, shared.settings.server.max_body);
         let bytes = payload.map_err(|error| std::io::Error::other(error.to_string())).and_then(move |chunk| {
             seen += chunk.len() as u64;
             std::future::ready(if seen > limit {
-                Err(std::io::Error::other("the body is larger than the limit"))
+                Err(std::io::Error::other(BodyTooLong(limit)))
             } else {
                 Ok(chunk)
             })

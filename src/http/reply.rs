@@ -25,6 +25,9 @@ const X_FAILED: HeaderName = HeaderName::from_static("x-stagedoor-failed");
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// How to show who one is.
+pub(super) const BEARER: HeaderValue = HeaderValue::from_static("Bearer");
+
 /// Bytes of a large whole reply that are handed to the connection at once.
 const PIECE: usize = 32 << 10;
 
@@ -39,6 +42,9 @@ pub(super) fn error(error: &GatewayError) -> HttpResponse {
     }
     if form.is_final {
         response.insert_header((X_SHOULD_RETRY, HeaderValue::from_static("false")));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        response.insert_header((header::WWW_AUTHENTICATE, BEARER));
     }
     if let GatewayError::Method { allow, .. } = error {
         response.insert_header((header::ALLOW, allow.as_str()));
@@ -63,6 +69,11 @@ pub(super) async fn unknown_path(request: HttpRequest) -> HttpResponse {
 /// The answer to a wrong method where only GET is right.
 pub(crate) async fn only_get(request: HttpRequest) -> HttpResponse {
     wrong_method(&request, "GET")
+}
+
+/// The answer to a wrong method where something is read.
+pub(crate) async fn only_read(request: HttpRequest) -> HttpResponse {
+    wrong_method(&request, "GET, HEAD")
 }
 
 /// The answer to a wrong method where only POST is right.

@@ -52,6 +52,8 @@ pub(super) struct RequestLog {
     counting: Option<Counting>,
     /// Place of its route in the statistics, once it has one.
     route_place: Option<usize>,
+    /// Whether it is one of those that the statistics of routes are about.
+    is_counted: bool,
     /// Place among the open requests.
     open: Option<usize>,
 }
@@ -83,8 +85,16 @@ impl RequestLog {
             refused: None,
             counting: None,
             route_place: None,
+            is_counted: true,
             open: None,
         }
+    }
+
+    /// Starts for a request that the gateway answers by itself: it is logged, and counts among no others.
+    pub(super) fn uncounted(gateway: &Rc<Gateway>, span: Span) -> Self {
+        let mut log = Self::new(gateway, span);
+        log.is_counted = false;
+        log
     }
 
     /// The request is one that a route takes; `None` stands for the paths that are always there.
@@ -194,7 +204,8 @@ impl RequestLog {
     /// Adds the request to the statistics of its route.
     fn count(&self, duration: Duration) {
         let mut routes = self.gateway.slots.routes.borrow_mut();
-        let Some(route) = routes.get_mut(self.route_place.unwrap_or(0)) else { return };
+        let place = self.is_counted.then(|| self.route_place.unwrap_or(0));
+        let Some(route) = place.and_then(|place| routes.get_mut(place)) else { return };
         // What was refused before it had a route is counted here only.
         route.requests += u64::from(self.route_place.is_none());
         route.ended(self.outcome);

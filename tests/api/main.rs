@@ -13,6 +13,7 @@ mod permits;
 mod pools;
 mod process;
 mod restarts;
+mod routes;
 mod streams;
 mod support;
 mod tokens;

@@ -654,6 +654,29 @@ async fn the_access_line_is_whole_whatever_else_is_logged() {
 }
 
 #[tokio::test]
+async fn every_request_has_one_access_line_unless_it_is_switched_off() {
+    for (setting, expected) in [("", 1), (", accessLog: false", 0)] {
+        let mut running = Running::start_quiet(&format!(
+            "server: {{ port: {}, workers: 1, drainGrace: 50ms }}\ntelemetry: {{ logs: {{ format: json }}{setting} }}\n\
+             auth: {{ keys: [ {{ name: app, key: sk-a-long-enough-key }} ] }}\nbackends:\n  - {{ name: up, type: simulated }}\n",
+            free_port()
+        ))
+        .await;
+        for (method, path) in [("GET", "/v1/models"), ("GET", "/v1/models/up"), ("POST", "/v1/chat/completions"), ("GET", "/v1/none")] {
+            assert_eq!(running.send(method, path, &[], "").await.status, 401, "{path}");
+        }
+        running.signal("TERM");
+        running.ended().await;
+        let printed = running.printed.lock().unwrap().clone();
+        let lines: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for path in ["/v1/models", "/v1/models/up", "/v1/chat/completions", "/v1/none"] {
+            let own = lines.iter().filter(|line| line["target"] == "access" && line["request"]["path"] == path);
+            assert_eq!(own.count(), expected, "{path}: {printed}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_log_for_people_is_plain_text_where_it_goes_to_a_file() {
     let port = free_port();
     let mut running = Running::start_quiet(&format!(

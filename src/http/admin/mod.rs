@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use utoipa::ToSchema;
 
-use super::{Gateway, act, get, only, reply};
+use super::{Gateway, act, get, only, read, reply};
 use crate::monitor::{AskHistory, AskReport, History, Report, State};
 
 pub(crate) use access::Guesses;
@@ -41,8 +41,8 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
     config.service(
         page::files(web::scope("/admin"))
             .wrap(headers)
-            .service(get("").route(web::get().to(page::html)))
-            .service(get("/").route(web::get().to(page::html)))
+            .service(read("", page::html))
+            .service(read("/", page::html))
             .service(
                 web::scope("/api")
                     .service(get("/openapi.json").route(web::get().to(openapi::show)))
@@ -134,6 +134,9 @@ impl ResponseError for Refused {
         let mut response = HttpResponse::build(self.status);
         if let Some(wait) = self.retry_after {
             response.insert_header((header::RETRY_AFTER, wait.as_secs().saturating_add(1).to_string()));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.insert_header((header::WWW_AUTHENTICATE, reply::BEARER));
         }
         let kind = if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
         response.json(Problem { error: Words { message: self.message.clone(), kind, param: None, code: self.code } })

@@ -1,9 +1,9 @@
 //! The page, as it is in the binary. It holds nothing that is secret: all it shows comes from the API.
 
 use actix_web::http::header;
-use actix_web::{HttpResponse, Scope, web};
+use actix_web::{HttpResponse, Scope};
 
-use crate::http::get;
+use crate::http::read;
 
 /// What the page loads, by name.
 const FILES: [(&str, &str); 17] = [
@@ -34,7 +34,7 @@ pub(super) async fn html() -> HttpResponse {
 pub(super) fn files(scope: Scope) -> Scope {
     FILES.into_iter().fold(scope, |scope, (name, text)| {
         let kind = if name.ends_with(".css") { "text/css; charset=utf-8" } else { "text/javascript; charset=utf-8" };
-        scope.service(get(&format!("/{name}")).route(web::get().to(move || async move { asset(kind, text) })))
+        scope.service(read(&format!("/{name}"), move || async move { asset(kind, text) }))
     })
 }
 
