@@ -241,6 +241,28 @@ async fn a_probe_that_hangs_leaves_time_for_another_member() {
 }
 
 #[actix_rt::test]
+async fn a_hedge_waits_for_the_pools_own_p95_once_that_is_known() {
+    let slow = "faults: [{ kind: slow-head, after: 10s, requests: [11, 42] }]";
+    let worker = worker(&format!(
+        "backends: [{{ name: p, type: pool, strategy: weighted, hedge: {{}}, backends: [{{ name: a, weight: 1 }}, {{ name: b, weight: 0 }}] }}, \
+         {{ name: a, type: simulated, config: {{ firstToken: 100ms, tokensPerSecond: 1000000, {slow} }} }}, \
+         {{ name: b, type: simulated, config: {{ firstToken: 100ms, tokensPerSecond: 1000000 }} }}]"
+    ));
+    for number in 1..=42 {
+        let start = Instant::now();
+        assert_eq!(class(&worker.ask(true, HOUR).await), "served");
+        let took = start.elapsed().as_millis();
+        match number {
+            11 => assert!(took >= 10_000, "ten answers say too little: {took}"),
+            42 => assert!((200..400).contains(&took), "p95 and another member's 100 ms: {took}"),
+            _ => assert!((100..120).contains(&took), "{number}: {took}"),
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(worker.slots.pools[0].stats.borrow().hedges, (1, 1));
+}
+
+#[actix_rt::test]
 async fn parked_jobs_wait_no_longer_than_the_pool_says() {
     let worker = worker(
         "backends: [{ name: p, type: pool, backends: [{ name: s }], parking: { maxWait: 3s } }, \

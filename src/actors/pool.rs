@@ -19,7 +19,7 @@ use super::hedge;
 use super::slots::{SlotState, Slots};
 use super::tally::PoolStats;
 use super::{Bounce, Bounced, Dispatch, Job, JobParts, Outcome, PoolDown, ProviderUp};
-use crate::attempt::{Call, End, Ledger, Reply, Settled, panic_message};
+use crate::attempt::{Call, End, Ledger, Reply, ReplySender, Settled, panic_message};
 use crate::balance::{Door, Members as _, Moment, any_reachable};
 use crate::chat::{Failure, FailureClass};
 use crate::dialect::Dialect;
@@ -63,6 +63,15 @@ impl Actor for Pool {
     type Context = Context<Self>;
 }
 
+impl Drop for Pool {
+    /// Reports a panic that slipped through.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.core.go_down("the actor ended by a panic outside its handlers".to_owned());
+        }
+    }
+}
+
 /// Hands the caller's reply sender on with the job.
 pub struct TailForward {
     core: Rc<Core>,
@@ -80,31 +89,8 @@ impl Handler<Dispatch> for Pool {
 impl MessageResponse<Pool, Dispatch> for TailForward {
     fn handle(self, ctx: &mut Context<Pool>, reply: Option<OneshotSender<Reply>>) {
         let Some(reply) = reply else { return };
-        let plan = &self.core.plan;
-        let ledger = Ledger { max_attempts: plan.max_attempts, ..Ledger::default() };
-        let index = u16::try_from(plan.index).unwrap_or(u16::MAX);
-        let only = plan.members.len() == 1;
-        let (reply, race) = match hedge::patience(&self.core, &self.call) {
-            None => (reply, None),
-            Some(patience) => {
-                let (reply, asked) = hedge::start(&self.core, &self.call, reply, patience);
-                (reply, Some(asked))
-            }
-        };
-        let parts = JobParts {
-            now: self.call.began,
-            call: self.call,
-            ledger,
-            reply,
-            pool: index,
-            member: 0,
-            slot: 0,
-            last_resort: false,
-            is_hedge: false,
-            race,
-            only,
-        };
-        self.core.guard(ctx, || self.core.place(Job(Box::new(parts))));
+        let core = Rc::clone(&self.core);
+        self.core.guard(ctx, || core.begin(self.call, reply));
     }
 }
 
@@ -143,11 +129,40 @@ impl Core {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             let reason = panic_message(&*panic);
             tracing::error!(pool = %self.plan.name, reason, "pool crashed");
-            if !self.is_broken.replace(true) {
-                self.slots.tell_shard(PoolDown { pool: self.plan.index, reason });
-            }
+            self.go_down(reason);
         }
         self.watch_parked(ctx);
+    }
+
+    fn go_down(&self, reason: String) {
+        if !self.is_broken.replace(true) {
+            self.slots.tell_shard(PoolDown { pool: self.plan.index, reason });
+        }
+    }
+
+    /// Makes a job of a call.
+    fn begin(self: &Rc<Self>, call: Arc<Call>, reply: ReplySender) {
+        let (reply, race) = match hedge::patience(self, &call) {
+            None => (reply, None),
+            Some(patience) => {
+                let (reply, asked) = hedge::start(self, &call, reply, patience);
+                (reply, Some(asked))
+            }
+        };
+        let plan = &self.plan;
+        self.place(Job(Box::new(JobParts {
+            now: call.began,
+            call,
+            ledger: Ledger { max_attempts: plan.max_attempts, ..Ledger::default() },
+            reply,
+            pool: u16::try_from(plan.index).unwrap_or(u16::MAX),
+            member: 0,
+            slot: 0,
+            last_resort: false,
+            is_hedge: false,
+            race,
+            only: plan.members.len() == 1,
+        })));
     }
 
     pub(super) fn stats(&self) -> &RefCell<PoolStats> {

@@ -208,9 +208,7 @@ impl Provider {
         }
         ctx.run_later(TICK, |provider, ctx| {
             provider.is_ticking = false;
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| provider.flights.enforce(Instant::now()))) {
-                provider.crash(panic_message(&*panic), ctx);
-            }
+            provider.guard(ctx, |provider, _| provider.flights.enforce(Instant::now()));
             if !provider.flights.is_empty() {
                 provider.tick_later(ctx);
             }
@@ -227,7 +225,7 @@ impl Provider {
         }
         ctx.run_later(QUEUE_TICK, |provider, ctx| {
             provider.is_pumping = false;
-            provider.pump(ctx);
+            provider.guard(ctx, Self::pump);
         });
     }
 
@@ -295,7 +293,11 @@ impl Provider {
         for job in waiting {
             self.bounce(job, Bounced::Moved);
         }
-        if self.retired.is_some() {
+        if let Some(retirement) = &mut self.retired {
+            // It crashed while an operator restarted it, who waits for the report.
+            retirement.cut_at = retirement.cut_at.min(now + deadline);
+            retirement.moved += moved;
+            retirement.report = report.or_else(|| retirement.report.take());
             return;
         }
         self.retired = Some(Retirement {
@@ -349,6 +351,13 @@ impl Provider {
         self.slots.tell_shard(Down { backend, generation: self.generation, reason });
     }
 
+    /// Runs what this actor has to do; after a panic in it the next generation starts, and this one finishes what flies.
+    fn guard(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(&mut Self, &mut Context<Self>)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self, ctx))) {
+            self.crash(panic_message(&*panic), ctx);
+        }
+    }
+
     fn crash(&mut self, reason: String, ctx: &mut Context<Self>) {
         if self.retired.is_none() {
             tracing::error!(backend = %self.station.backend.name, generation = self.generation, reason, "provider crashed");
@@ -377,12 +386,10 @@ impl Handler<Job> for Provider {
 
     fn handle(&mut self, job: Job, ctx: &mut Context<Self>) {
         let mut cell = Some(job);
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.admit(&mut cell, ctx))) {
-            self.crash(panic_message(&*panic), ctx);
-            // Nothing was sent: the next generation may take it.
-            if let Some(job) = cell.take() {
-                self.bounce(job, Bounced::Moved);
-            }
+        self.guard(ctx, |provider, ctx| provider.admit(&mut cell, ctx));
+        // After a panic, and nothing was sent: the next generation may take it.
+        if let Some(job) = cell {
+            self.bounce(job, Bounced::Moved);
         }
     }
 }
@@ -391,7 +398,7 @@ impl Handler<PermitReturned> for Provider {
     type Result = ();
 
     fn handle(&mut self, _: PermitReturned, ctx: &mut Context<Self>) {
-        self.pump(ctx);
+        self.guard(ctx, Self::pump);
     }
 }
 
@@ -407,7 +414,7 @@ impl Handler<Retire> for Provider {
     type Result = ();
 
     fn handle(&mut self, message: Retire, ctx: &mut Context<Self>) {
-        self.retire(message.deadline, message.report, ctx);
+        self.guard(ctx, |provider, ctx| provider.retire(message.deadline, message.report, ctx));
     }
 }
 

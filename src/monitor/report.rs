@@ -114,7 +114,7 @@ impl Sources<'_> {
             name: backend.name.to_string(),
             kind: backend.kind.word(),
             dialect: Dialect::of(backend).word(),
-            host: host(&backend.base),
+            host: backend.host(),
             key: backend.credential.as_ref().and_then(settings::Secret::tail),
             condition: finding.condition,
             reason: finding.reason,
@@ -370,9 +370,4 @@ fn failures(stats: &MemberStats) -> BTreeMap<&'static str, u64> {
 fn quantiles(histogram: &Histogram) -> Quantiles {
     let quantile = |share| histogram.quantile(share).map(|time| time.as_secs_f64());
     Quantiles { p50: quantile(0.5), p99: quantile(0.99) }
-}
-
-/// The host of an address, without what may be secret in it.
-fn host(base: &str) -> Option<String> {
-    url::Url::parse(base).ok()?.host_str().map(str::to_owned)
 }

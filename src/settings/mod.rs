@@ -463,7 +463,27 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// The host of a base address, without what may be secret in it.
+fn host_of(base: &str) -> Option<String> {
+    url::Url::parse(base).ok()?.host_str().map(str::to_owned)
+}
+
+/// Whether a base address is at a domain or below it.
+fn is_at(base: &str, domain: &str) -> bool {
+    host_of(base).is_some_and(|host| host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+}
+
 impl Backend {
+    /// The host that its requests go to.
+    pub fn host(&self) -> Option<String> {
+        host_of(&self.base)
+    }
+
+    /// Whether its requests go to a domain or below it.
+    pub fn is_at(&self, domain: &str) -> bool {
+        is_at(&self.base, domain)
+    }
+
     /// Whether it may need the system's trusted certificates: Google's tokens and images come from elsewhere.
     pub fn is_encrypted(&self) -> bool {
         self.base.starts_with("https:") || self.kind == BackendType::Google
@@ -519,5 +539,26 @@ impl Backend {
             }
         }
         self.default_model.as_deref().or_else(|| (self.kind == BackendType::Simulated).then_some("simulated"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vendor_is_told_by_its_domain_alone() {
+        for (endpoint, vendor) in [
+            ("https://api.together.xyz", "together"),
+            ("https://API.Together.ai/v1", "together"),
+            ("https://llm.together.corp/v1", "meta"),
+            ("https://notgroq.com", "meta"),
+            ("https://me:groq.com@vllm.example/groq.com", "meta"),
+            ("http://10.0.0.1:8000", "meta"),
+        ] {
+            let text = format!("backends: [{{ name: b, type: meta, config: {{ endpoint: \"{endpoint}\" }} }}]");
+            let settings = from_text("test", &text, &std::collections::BTreeMap::new()).unwrap();
+            assert_eq!(settings.backends[0].vendor, vendor, "{endpoint}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::pools::pools;
 use super::schema::FAULTS;
 use super::units::Secret;
 use super::walk::{Findings, nearest};
-use super::{Backend, BackendType, ClientKey, ImageUrls, PathMatch, Pool, Route, Settings, Timeouts, Translation, is_loopback};
+use super::{Backend, BackendType, ClientKey, ImageUrls, PathMatch, Pool, Route, Settings, Timeouts, Translation, is_at, is_loopback};
 use super::{google, network};
 use crate::catalogue::{Catalogue, Model, Status};
 
@@ -275,10 +275,11 @@ fn backend(
 
 /// Whose models a backend serves: one model has another id and price on every host.
 fn vendor(kind: BackendType, base: &str) -> &'static str {
-    const HOSTS: &[(&str, &str)] = &[("groq.com", "groq"), ("together.", "together"), ("fireworks.ai", "fireworks")];
+    const HOSTS: &[(&str, &str)] =
+        &[("groq.com", "groq"), ("together.ai", "together"), ("together.xyz", "together"), ("fireworks.ai", "fireworks")];
     match kind {
         BackendType::Azure => BackendType::OpenAi.word(),
-        BackendType::Meta => HOSTS.iter().find(|(host, _)| base.contains(host)).map_or("meta", |(_, vendor)| vendor),
+        BackendType::Meta => HOSTS.iter().find(|(domain, _)| is_at(base, domain)).map_or("meta", |(_, vendor)| vendor),
         other => other.word(),
     }
 }

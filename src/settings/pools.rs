@@ -89,6 +89,9 @@ fn check_extras(entry: &Entry, findings: &mut Findings) {
             findings.problem(&format!("{path}.affinity.expiry"), "at most 30d");
         }
     }
+    if entry.hedge.is_some() && entry.fallback == Some(false) {
+        findings.notes.push(format!("pool `{}`: without fallback no second member is asked, so nothing is hedged", entry.name));
+    }
     if entry.standby.as_ref().is_some_and(|standby| standby.interval < Duration::from_secs(1)) {
         findings.problem(&format!("{path}.standby.interval"), "at least 1s");
     }

@@ -56,7 +56,7 @@ impl Script {
         let jitter = self.settings.jitter;
         Plan {
             number,
-            fault: self.settings.faults.iter().find(|fault| self.befalls(fault, number)).and_then(fault),
+            fault: self.faults().find(|(place, fault)| self.befalls(*place, fault, number)).and_then(|(_, told)| fault(told)),
             first_token: vary(self.settings.first_token, jitter, seed, 0),
             gap: Duration::from_secs_f64(1.0 / self.settings.tokens_per_second),
             jitter,
@@ -67,14 +67,19 @@ impl Script {
     /// Whether the fault `panic-handler` befalls the next job.
     pub fn panics_on_admission(&self) -> bool {
         let number = self.numbers[1].fetch_add(1, Ordering::Relaxed) + 1;
-        self.settings.faults.iter().any(|fault| fault.kind == "panic-handler" && self.befalls(fault, number))
+        self.faults().any(|(place, fault)| fault.kind == "panic-handler" && self.befalls(place, fault, number))
     }
 
-    fn befalls(&self, fault: &settings::Fault, number: u64) -> bool {
-        let kind: u64 = fault.kind.bytes().map(u64::from).sum();
+    /// The faults with their places in the list.
+    fn faults(&self) -> impl Iterator<Item = (u64, &settings::Fault)> {
+        (0..).zip(&self.settings.faults)
+    }
+
+    /// Each fault of the list is drawn for by itself.
+    fn befalls(&self, place: u64, fault: &settings::Fault, number: u64) -> bool {
         fault.requests.contains(&number)
             || (fault.probability > 0.0
-                && unit(self.settings.seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93), kind) < fault.probability)
+                && unit(self.settings.seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93), place) < fault.probability)
     }
 }
 

@@ -56,7 +56,7 @@ impl Facts {
         });
         Self {
             name: Arc::clone(&backend.name).into(),
-            provider: provider(backend, address.as_ref().and_then(url::Url::host_str)),
+            provider: provider(backend),
             server,
             models: backend.model_slots().into_iter().map(|model| (model.clone(), Arc::<str>::from(model).into())).collect(),
         }
@@ -74,7 +74,7 @@ const HOSTS: [(&str, &str); 6] = [
 ];
 
 /// The conventions' word for a backend's provider; the type's own where they have none.
-fn provider(backend: &Backend, host: Option<&str>) -> &'static str {
+fn provider(backend: &Backend) -> &'static str {
     match backend.kind {
         BackendType::OpenAi => "openai",
         BackendType::Anthropic => "anthropic",
@@ -82,12 +82,7 @@ fn provider(backend: &Backend, host: Option<&str>) -> &'static str {
         BackendType::Google if backend.vertex.is_some() => "gcp.vertex_ai",
         BackendType::Google => "gcp.gemini",
         BackendType::Mistral => "mistral_ai",
-        BackendType::Meta => {
-            let is_at = |domain: &str| {
-                host.and_then(|host| host.strip_suffix(domain)).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-            };
-            HOSTS.iter().find(|(domain, _)| is_at(domain)).map_or("meta", |(_, word)| word)
-        }
+        BackendType::Meta => HOSTS.iter().find(|(domain, _)| backend.is_at(domain)).map_or("meta", |(_, word)| word),
         BackendType::Simulated => "simulated",
     }
 }

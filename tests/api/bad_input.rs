@@ -295,10 +295,10 @@ async fn a_wrong_method_on_a_fixed_path_is_405_with_allow() {
     let provider = Provider::saying("hello").await;
     let gateway = one(&provider, "");
     for (method, path, allow) in [
-        ("POST", "/v1/models", "GET"),
-        ("DELETE", "/v1/models/m", "GET"),
-        ("POST", "/health", "GET"),
-        ("POST", "/ready", "GET"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/m", "GET, HEAD"),
+        ("POST", "/health", "GET, HEAD"),
+        ("POST", "/ready", "GET, HEAD"),
         ("POST", "/admin/api/state", "GET"),
         ("GET", "/admin/api/backends/up/restart", "POST"),
     ] {

@@ -22,10 +22,10 @@ use crate::support::{
 };
 
 /// A provider behind TLS, with a certificate authority of its own.
-struct TlsProvider {
+pub struct TlsProvider {
     port: u16,
     /// File with the authority's certificate.
-    ca: tempfile::NamedTempFile,
+    pub ca: tempfile::NamedTempFile,
     /// Handshakes completed.
     connections: Arc<AtomicUsize>,
     /// Requests by the protocol they came in.
@@ -37,7 +37,7 @@ struct TlsProvider {
 
 impl TlsProvider {
     /// Starts with a certificate for a host, offering these protocols.
-    async fn start(host: &str, protocols: &[&str]) -> Self {
+    pub async fn start(host: &str, protocols: &[&str]) -> Self {
         Self::start_narrow(host, protocols, 1_000).await
     }
 
@@ -89,7 +89,7 @@ impl TlsProvider {
         provider
     }
 
-    fn endpoint(&self) -> String {
+    pub fn endpoint(&self) -> String {
         format!("https://localhost:{}/v1", self.port)
     }
 

@@ -87,6 +87,29 @@ async fn a_member_that_keeps_failing_is_not_asked_until_one_probe_has_found_it_w
 }
 
 #[tokio::test]
+async fn what_one_worker_finds_out_protects_all_and_one_request_of_them_all_probes() {
+    let failing = switch(true);
+    let (ill, well) = (switched("ill", 429, &failing).await, Provider::saying("well").await);
+    let gateway = Gateway::start(&format!(
+        "server: {{ port: 0, workers: 4 }}\nbackends:\n{}{}{}",
+        backend("a", &ill.endpoint(), "maxRetries: 0, circuit: { rateLimited: 1500ms }"),
+        backend("b", &well.endpoint(), ""),
+        pool("weighted", "{ name: a, weight: 1 }, { name: b, weight: 0 }", ""),
+    ));
+    // Each over a connection of its own, and so over all workers.
+    let ask_forty = || futures_util::future::join_all((0..40).map(|_| gateway.chat("p", "x")));
+    assert_eq!(gateway.chat("p", "x").await.header("x-stagedoor-attempts"), Some("2"));
+    let replies = ask_forty().await;
+    assert!(replies.iter().all(|reply| reply.status == 200 && reply.header("x-stagedoor-backend") == Some("b")));
+    assert_eq!(ill.requests().len(), 1, "the one that found it out");
+    eventually("the cool-down is over", || async { gateway.backend("a").await["condition"] == "half-open" }).await;
+    assert!(ask_forty().await.iter().all(|reply| reply.status == 200));
+    assert_eq!(ill.requests().len(), 2, "the probe");
+    let workers = gateway.state().await["workers"].as_array().unwrap().len();
+    assert_eq!(workers, 4);
+}
+
+#[tokio::test]
 async fn a_rate_limited_member_alone_is_answered_for_by_its_circuit_and_probed_once_a_second() {
     let failing = switch(true);
     let provider = switched("up", 429, &failing).await;

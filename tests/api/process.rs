@@ -677,6 +677,21 @@ async fn every_request_has_one_access_line_unless_it_is_switched_off() {
 }
 
 #[tokio::test]
+async fn providers_are_trusted_by_the_systems_certificates() {
+    let provider = crate::network::TlsProvider::start("localhost", &["h2", "http/1.1"]).await;
+    let yaml = format!(
+        "server: {{ port: 0, workers: 1 }}\ntelemetry: {{ logs: {{ format: json }} }}\nbackends:\n{}",
+        crate::support::backend("up", &provider.endpoint(), "")
+    );
+    let trusted = Running::start(&yaml, &[("SSL_CERT_FILE", provider.ca.path().to_str().unwrap())]);
+    let reply = trusted.chat("up", "hi").await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let reply = Running::start(&yaml, &[]).chat("up", "hi").await;
+    assert_eq!(reply.status, 502);
+    assert!(reply.text().contains("its issuer is not trusted; name it in caFile"), "{}", reply.text());
+}
+
+#[tokio::test]
 async fn the_log_for_people_is_plain_text_where_it_goes_to_a_file() {
     let port = free_port();
     let mut running = Running::start_quiet(&format!(

@@ -187,7 +187,9 @@ async def test_state_metrics_log_and_clients_agree_on_every_request(gateway):
         for kind in ["prompt", "completion", "cached"]:
             count = metrics.sum("stagedoor_tokens_total", backend=backend["name"], kind=kind)
             assert count == totals[f"{kind}_tokens"]
-    # Every way to end has been seen, else the test proves little.
+    # Every way to fail and to end has been seen, else the test proves little.
+    failures = {backend["name"]: set(backend["totals"]["failures"]) for backend in state["backends"]}
+    print(failures)
     for outcome in OUTCOMES:
         assert metrics.sum("stagedoor_requests_total", outcome=outcome) > 0, outcome
         assert metrics.sum("stagedoor_attempts_total", outcome=outcome) > 0, outcome

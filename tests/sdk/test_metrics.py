@@ -1,6 +1,7 @@
 """The page of metrics, read by Prometheus's own parser, and the queries that ship with the gateway."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -330,7 +331,8 @@ def test_the_dashboard_can_be_imported(metrics):
         assert label in metrics.names()[metric] | {"instance"}
 
 
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+is_without = shutil.which("promtool") is None and "CI" not in os.environ
+needs_promtool = pytest.mark.skipif(is_without, reason="promtool is not installed")
 
 
 @needs_promtool

@@ -1,6 +1,6 @@
 //! JSON Schema in the strict subset that Anthropic holds answers and calls to.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -13,6 +13,9 @@ const MAX_REFERENCES: usize = 500;
 /// Nesting beyond this is taken for recursion.
 const MAX_DEPTH: usize = 64;
 
+/// Types that JSON Schema has.
+const TYPES: usize = 7;
+
 /// Keywords that stay as they are.
 const KEPT: &[&str] = &["type", "enum", "const", "default", "title", "description", "$ref", "format", "pattern", "minItems"];
 /// Keywords without meaning for an answer.
@@ -23,7 +26,8 @@ const FORMATS: &[&str] = &["date-time", "time", "date", "duration", "email", "ho
 /// it says something that the subset cannot, or when it is too much beside the others of the request.
 pub(super) fn closed(schema: &Value, count: &mut Count) -> Option<Value> {
     let mut more = count.clone();
-    let root = node(schema, schema, &mut more, 0)?;
+    let definitions = &mut Definitions { root: schema, sound: HashMap::new() };
+    let root = node(schema, definitions, &mut more, 0)?;
     if more.optional > MAX_OPTIONAL || more.unions > MAX_UNIONS {
         return None;
     }
@@ -39,7 +43,7 @@ pub(super) struct Count {
     references: usize,
 }
 
-fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option<Value> {
+fn node(schema: &Value, known: &mut Definitions<'_>, count: &mut Count, depth: usize) -> Option<Value> {
     let Value::Object(schema) = schema else {
         // `true` admits anything.
         return None;
@@ -49,14 +53,14 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
     }
     if let Some(all) = schema.get("allOf") {
         match merged(schema) {
-            Some(one) => return node(&one, root, count, depth + 1),
+            Some(one) => return node(&one, known, count, depth + 1),
             // Objects that are closed one by one would admit nothing together.
             None if all.as_array()?.iter().any(has_object) => return None,
             None => {}
         }
     }
     if let Some(Value::Array(types)) = schema.get("type") {
-        return one_type_each(schema, types, root, count, depth);
+        return one_type_each(schema, types, known, count, depth);
     }
     let mut out = Map::new();
     let mut notes = Vec::new();
@@ -64,16 +68,16 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
         match word.as_str() {
             "properties" | "$defs" | "definitions" => {
                 let name = if word == "definitions" { "$defs" } else { word };
-                out.insert(name.into(), definitions(value, root, count, depth)?);
+                out.insert(name.into(), definitions(value, known, count, depth)?);
             }
-            "items" => drop(out.insert(word.clone(), node(value, root, count, depth + 1)?)),
+            "items" => drop(out.insert(word.clone(), node(value, known, count, depth + 1)?)),
             "anyOf" | "oneOf" => {
                 count.unions += 1;
-                let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, root, count, depth + 1)).collect();
+                let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, known, count, depth + 1)).collect();
                 out.insert("anyOf".into(), Value::Array(all?));
             }
             "allOf" => {
-                let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, root, count, depth + 1)).collect();
+                let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, known, count, depth + 1)).collect();
                 out.insert(word.clone(), Value::Array(all?));
             }
             // A map of free keys cannot be closed.
@@ -83,7 +87,7 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
                 let target = value.as_str()?.replace("#/definitions/", "#/$defs/");
                 count.references += 1;
                 let is_too_many = count.references > MAX_REFERENCES;
-                if !target.starts_with("#/$defs/") || is_too_many || is_recursive(&target, root) {
+                if !target.starts_with("#/$defs/") || is_too_many || !known.is_sound(&target) {
                     return None;
                 }
                 out.insert(word.clone(), json!(target));
@@ -109,10 +113,13 @@ fn node(schema: &Value, root: &Value, count: &mut Count, depth: usize) -> Option
 }
 
 /// Several types as alternatives of one type each, each with what is said of its type.
-fn one_type_each(schema: &Map<String, Value>, types: &[Value], root: &Value, count: &mut Count, depth: usize) -> Option<Value> {
+fn one_type_each(schema: &Map<String, Value>, types: &[Value], known: &mut Definitions<'_>, count: &mut Count, depth: usize) -> Option<Value> {
     const OF_OBJECTS: &[&str] = &["properties", "required", "additionalProperties"];
     const OF_LISTS: &[&str] = &["items", "minItems", "maxItems"];
     const OF_ALL: &[&str] = &["title", "description", "$defs", "definitions"];
+    if types.len() > TYPES {
+        return None;
+    }
     count.unions += 1;
     let mut branches = Vec::with_capacity(types.len());
     for kind in types {
@@ -125,13 +132,13 @@ fn one_type_each(schema: &Map<String, Value>, types: &[Value], root: &Value, cou
         let said = schema.iter().filter(|(word, _)| belongs(word) && !OF_ALL.contains(&word.as_str()));
         let mut branch: Map<String, Value> = said.map(|(word, value)| (word.clone(), value.clone())).collect();
         branch.insert("type".into(), kind.clone());
-        branches.push(node(&Value::Object(branch), root, count, depth + 1)?);
+        branches.push(node(&Value::Object(branch), known, count, depth + 1)?);
     }
     let mut out = Map::new();
     for word in OF_ALL {
         if let Some(value) = schema.get(*word) {
             let value = if word.starts_with(['$', 'd']) && value.is_object() {
-                definitions(value, root, count, depth)?
+                definitions(value, known, count, depth)?
             } else {
                 value.clone()
             };
@@ -142,10 +149,10 @@ fn one_type_each(schema: &Map<String, Value>, types: &[Value], root: &Value, cou
     Some(Value::Object(out))
 }
 
-fn definitions(all: &Value, root: &Value, count: &mut Count, depth: usize) -> Option<Value> {
+fn definitions(all: &Value, known: &mut Definitions<'_>, count: &mut Count, depth: usize) -> Option<Value> {
     let mut out = Map::new();
     for (key, inner) in all.as_object()? {
-        out.insert(key.clone(), node(inner, root, count, depth + 1)?);
+        out.insert(key.clone(), node(inner, known, count, depth + 1)?);
     }
     Some(Value::Object(out))
 }
@@ -234,25 +241,38 @@ fn describe(out: &mut Map<String, Value>, notes: &[(&String, &Value)]) {
     out.insert("description".into(), json!(text));
 }
 
-/// Whether a definition leads back to itself, or to one that is not there. Each is looked into once, and none inside
-/// another, since a client may name any number in a row.
-fn is_recursive(target: &str, root: &Value) -> bool {
-    let mut seen = HashSet::new();
-    let mut waiting = vec![target.to_owned()];
-    while let Some(name) = waiting.pop() {
-        let Some(found) = find(&name, root) else { return true };
-        let mut next = Vec::new();
-        named_in(found, &mut next);
-        for name in next {
-            if name == target {
-                return true;
-            }
-            if seen.insert(name.clone()) {
-                waiting.push(name);
+/// The definitions of a schema, each looked into once, and none inside another: a client may name any number in a row.
+struct Definitions<'a> {
+    root: &'a Value,
+    /// Whether all that a definition leads to is known to be there and not to lead back; `false` while it is looked into.
+    sound: HashMap<String, bool>,
+}
+
+impl Definitions<'_> {
+    /// Whether a definition leads neither back to where one has been nor to one that is not there.
+    fn is_sound(&mut self, target: &str) -> bool {
+        let mut path: Vec<(String, Vec<String>)> = Vec::new();
+        let mut ahead = vec![target.to_owned()];
+        loop {
+            let Some(name) = ahead.pop() else {
+                let Some((done, rest)) = path.pop() else { return true };
+                self.sound.insert(done, true);
+                ahead = rest;
+                continue;
+            };
+            match self.sound.get(&name) {
+                Some(true) => {}
+                Some(false) => return false,
+                None => {
+                    let Some(found) = find(&name, self.root) else { return false };
+                    let mut next = Vec::new();
+                    named_in(found, &mut next);
+                    self.sound.insert(name.clone(), false);
+                    path.push((name, std::mem::replace(&mut ahead, next)));
+                }
             }
         }
     }
-    false
 }
 
 /// Definitions that a node names; its own depth is bounded by the reader of JSON.
@@ -342,6 +362,17 @@ mod tests {
         let mut schema = schema;
         schema["$defs"].as_object_mut().unwrap().extend(defs);
         assert_eq!(closed(&schema, &mut Count::default()), None);
+    }
+
+    #[test]
+    fn many_may_refer_to_one_large_definition() {
+        let values: Vec<usize> = (0..200_000).collect();
+        let refers = |number: usize| (format!("p{number}"), json!({ "$ref": "#/$defs/large" }));
+        let mut schema = json!({ "$defs": { "large": { "type": "integer", "enum": values } }, "type": "object" });
+        let properties: Map<String, Value> = (0..MAX_REFERENCES).map(refers).collect();
+        schema["required"] = properties.keys().cloned().collect();
+        schema["properties"] = Value::Object(properties);
+        assert!(closed(&schema, &mut Count::default()).is_some());
     }
 
     #[test]

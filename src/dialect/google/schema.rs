@@ -70,36 +70,39 @@ fn is_typed(node: &Map<String, Value>) -> bool {
 }
 
 fn plain_node(schema: Value) -> Value {
-    let Value::Object(schema) = schema else { return schema };
+    let Value::Object(mut schema) = schema else { return schema };
     if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
         // Nothing but definitions may stand beside a reference.
         let mut out = Map::from_iter([("$ref".to_owned(), json!(target.replace("#/definitions/", "#/$defs/")))]);
-        out.extend(definitions(&schema));
+        let definitions = schema.shift_remove("$defs").or_else(|| schema.shift_remove("definitions"));
+        out.extend(definitions.map(|all| ("$defs".to_owned(), each(all, plain_node))));
         return Value::Object(out);
     }
+    let has_types = schema.get("type").is_some_and(Value::is_array);
+    let all_of = schema.shift_remove("allOf");
     let mut out = Map::new();
     let mut spoken = Vec::new();
-    for (word, value) in &schema {
+    // Each node is moved on and not copied: a schema may be large, and as deep as the reader of JSON lets it be.
+    for (word, value) in schema {
         match word.as_str() {
             silent if SILENT.contains(&silent) => {}
             said if SPOKEN.contains(&said) => spoken.push((word, value)),
-            "$defs" | "definitions" => out.extend(definitions(&schema)),
-            "properties" => drop(out.insert(word.clone(), each(value, plain_node))),
-            "items" | "additionalProperties" => drop(out.insert(word.clone(), plain_node(value.clone()))),
+            "$defs" | "definitions" => drop(out.insert("$defs".into(), each(value, plain_node))),
+            "properties" => drop(out.insert(word, each(value, plain_node))),
+            "items" | "additionalProperties" => drop(out.insert(word, plain_node(value))),
             "anyOf" | "oneOf" => alternatives(&mut out, value, plain_node),
-            "prefixItems" => drop(out.insert(word.clone(), list(value, plain_node))),
-            "const" => drop(out.insert("enum".into(), json!([value]))),
-            "enum" => drop(out.insert(word.clone(), without_empty(value))),
-            "allOf" => {}
-            "type" => plain_type(&mut out, value),
-            known if PLAIN.contains(&known) => drop(out.insert(word.clone(), value.clone())),
+            "prefixItems" => drop(out.insert(word, list(value, plain_node))),
+            "const" => drop(out.insert("enum".into(), Value::Array(vec![value]))),
+            "enum" => drop(out.insert(word, without_empty(&value))),
+            "type" => plain_type(&mut out, &value),
+            known if PLAIN.contains(&known) => drop(out.insert(word, value)),
             _ => spoken.push((word, value)),
         }
     }
-    if schema.get("type").is_some_and(Value::is_array) {
+    if has_types {
         into_branches(&mut out);
     }
-    merge_all(&mut out, schema.get("allOf"), &plain_node);
+    merge_all(&mut out, all_of, &plain_node);
     finish(&mut out, &spoken);
     Value::Object(out)
 }
@@ -117,11 +120,6 @@ fn into_branches(out: &mut Map<String, Value>) {
         }
     }
     out.insert("anyOf".into(), Value::Array(all));
-}
-
-fn definitions(schema: &Map<String, Value>) -> Option<(String, Value)> {
-    let all = schema.get("$defs").or_else(|| schema.get("definitions"))?;
-    Some(("$defs".to_owned(), each(all, plain_node)))
 }
 
 /// One type, or one beside null, stays; several become alternatives.
@@ -160,23 +158,23 @@ fn message_node(schema: &Value, root: &Value, depth: usize, left: &Cell<usize>) 
     for (word, value) in schema {
         match word.as_str() {
             silent if SILENT.contains(&silent) => {}
-            said if SPOKEN.contains(&said) => spoken.push((word, value)),
-            "properties" => drop(out.insert(word.clone(), each(value, inner))),
+            said if SPOKEN.contains(&said) => spoken.push((word.clone(), value.clone())),
+            "properties" => drop(out.insert(word.clone(), each(value.clone(), inner))),
             "items" => drop(out.insert(word.clone(), inner(value.clone()))),
             "required" => drop(out.insert(word.clone(), value.clone())),
-            "anyOf" | "oneOf" => alternatives(&mut out, value, inner),
+            "anyOf" | "oneOf" => alternatives(&mut out, value.clone(), inner),
             "type" => message_type(&mut out, value),
             "const" if value.is_string() => drop(out.insert("enum".into(), json!([value]))),
             "const" => {
                 if !schema.contains_key("type") {
                     out.insert("type".into(), json!(type_of(value)));
                 }
-                spoken.push((word, value));
+                spoken.push((word.clone(), value.clone()));
             }
             "enum" if value.as_array().is_some_and(|all| all.iter().all(Value::is_string)) => {
                 out.insert(word.clone(), without_empty(value));
             }
-            "enum" => spoken.push((word, value)),
+            "enum" => spoken.push((word.clone(), value.clone())),
             "format" if value.as_str().is_some_and(|format| MESSAGE_FORMATS.contains(&format)) => {
                 out.insert(word.clone(), value.clone());
             }
@@ -184,7 +182,7 @@ fn message_node(schema: &Value, root: &Value, depth: usize, left: &Cell<usize>) 
             _ => {}
         }
     }
-    merge_all(&mut out, schema.get("allOf"), &inner);
+    merge_all(&mut out, schema.get("allOf").cloned(), &inner);
     nullable(&mut out);
     if out.get("properties").and_then(Value::as_object).is_some_and(Map::is_empty) {
         out.shift_remove("properties");
@@ -282,16 +280,17 @@ fn alone(mut out: Map<String, Value>) -> Value {
     json!({ "anyOf": all })
 }
 
-fn each(value: &Value, inner: impl Fn(Value) -> Value) -> Value {
-    let all = value.as_object().into_iter().flatten();
-    Value::Object(all.map(|(name, schema)| (name.clone(), inner(schema.clone()))).collect())
+fn each(value: Value, inner: impl Fn(Value) -> Value) -> Value {
+    let Value::Object(all) = value else { return json!({}) };
+    Value::Object(all.into_iter().map(|(name, schema)| (name, inner(schema))).collect())
 }
 
-fn list(value: &Value, inner: impl Fn(Value) -> Value) -> Value {
-    value.as_array().into_iter().flatten().map(|schema| inner(schema.clone())).collect()
+fn list(value: Value, inner: impl Fn(Value) -> Value) -> Value {
+    let Value::Array(all) = value else { return json!([]) };
+    all.into_iter().map(inner).collect()
 }
 
-fn alternatives(out: &mut Map<String, Value>, value: &Value, inner: impl Fn(Value) -> Value) {
+fn alternatives(out: &mut Map<String, Value>, value: Value, inner: impl Fn(Value) -> Value) {
     out.insert("anyOf".into(), list(value, inner));
 }
 
@@ -300,9 +299,10 @@ fn without_empty(value: &Value) -> Value {
 }
 
 /// What all must hold becomes one: properties and required names are united.
-fn merge_all(out: &mut Map<String, Value>, all: Option<&Value>, inner: &dyn Fn(Value) -> Value) {
-    for branch in all.and_then(Value::as_array).into_iter().flatten() {
-        let Value::Object(branch) = inner(branch.clone()) else { continue };
+fn merge_all(out: &mut Map<String, Value>, all: Option<Value>, inner: &dyn Fn(Value) -> Value) {
+    let Some(Value::Array(all)) = all else { return };
+    for branch in all {
+        let Value::Object(branch) = inner(branch) else { continue };
         for (word, value) in branch {
             match (out.get_mut(&word), value) {
                 (Some(Value::Object(known)), Value::Object(more)) if word == "properties" => known.extend(more),
@@ -315,7 +315,7 @@ fn merge_all(out: &mut Map<String, Value>, all: Option<&Value>, inner: &dyn Fn(V
 }
 
 /// What both forms demand of a node: items, names that exist, words for what cannot be said.
-fn finish(out: &mut Map<String, Value>, spoken: &[(&String, &Value)]) {
+fn finish(out: &mut Map<String, Value>, spoken: &[(String, Value)]) {
     items_of_arrays(out);
     let names: Option<HashSet<String>> =
         out.get("properties").and_then(Value::as_object).map(|all| all.keys().cloned().collect());

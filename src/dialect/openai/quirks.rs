@@ -181,7 +181,7 @@ const COMPATIBLE: Quirks = Quirks {
     ..OPENAI
 };
 
-/// Hosts of type `meta` by the end of their name.
+/// Hosts of type `meta` by their domain.
 const HOSTS: &[(&str, Quirks)] = &[
     (
         "groq.com",
@@ -214,10 +214,9 @@ impl Quirks {
         let mut quirks = match backend.kind {
             BackendType::Azure => azure(backend.api_version.as_deref()),
             BackendType::Mistral => MISTRAL,
-            BackendType::Meta => HOSTS
-                .iter()
-                .find(|(end, _)| host(&backend.base).is_some_and(|host| host == *end || host.ends_with(&format!(".{end}"))))
-                .map_or(COMPATIBLE, |(_, quirks)| quirks.clone()),
+            BackendType::Meta => {
+                HOSTS.iter().find(|(domain, _)| backend.is_at(domain)).map_or(COMPATIBLE, |(_, quirks)| quirks.clone())
+            }
             BackendType::OpenAi | BackendType::Simulated | BackendType::Anthropic | BackendType::Google => OPENAI,
         };
         if let Some(asked) = backend.stream_usage {
@@ -240,10 +239,6 @@ fn azure(version: Option<&str>) -> Quirks {
         output_limit: if older_than("2024-12-01") { OutputLimit::Legacy } else { AZURE.output_limit },
         ..AZURE
     }
-}
-
-fn host(base: &str) -> Option<String> {
-    url::Url::parse(base).ok()?.host_str().map(str::to_lowercase)
 }
 
 /// Whether a model refuses `max_tokens`: the o-series and everything from gpt-5 on.

@@ -183,7 +183,7 @@ fn asking(dialect: &'static str, (way, model): (u8, u8), endpoint: Endpoint, bod
     let Ok(scan) = chat::scan(body, Shape::Free) else { return };
     let model = MODELS[usize::from(model) % MODELS.len()];
     // Every second id is one for which something was kept.
-    let recall = |call: &str| (call.len() % 2 == 0).then(|| Arc::from("c2lnbmF0dXJl"));
+    let recall = |call: &str| (call.len().is_multiple_of(2)).then(|| Arc::from("c2lnbmF0dXJl"));
     with(dialect, way, |lane| {
         IMAGES.with(|images| {
             let ask = Ask {
