@@ -51,7 +51,7 @@ def gateway(tmp_path_factory):
         chat(gateway, "/single/v1/chat/completions", stream=number % 3 == 0)
         chat(gateway, "/any/v1/chat/completions", model="a")
     embeddings = {"model": "c", "input": "a text"}
-    for _ in range(5):
+    for _ in range(20):
         gateway.http.post(f"{gateway.url}/v1/embeddings", headers=bearer(CLIENT), json=embeddings)
     for _ in range(3):
         chat(gateway, "/any/v1/chat/completions", model="gone")
