@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 
 import pytest
 import yaml
@@ -53,6 +54,7 @@ def gateway(tmp_path_factory):
     embeddings = {"model": "c", "input": "a text"}
     for _ in range(20):
         gateway.http.post(f"{gateway.url}/v1/embeddings", headers=bearer(CLIENT), json=embeddings)
+        time.sleep(0.05)  # a circuit that has opened is half-open by then
     for _ in range(3):
         chat(gateway, "/any/v1/chat/completions", model="gone")
         chat(gateway, "/any/v1/chat/completions", model=ABSURD)
