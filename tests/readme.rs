@@ -1,6 +1,37 @@
-//! The README's tables of what translation loses are what the code says. `UPDATE_README=1` writes them anew.
+//! The README's tables of what translation loses are what the code says, and so are its defaults. `UPDATE_README=1` writes the
+//! tables anew.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
 
 use stagedoor::dialect::Dialect;
+use stagedoor::settings;
+
+/// The part of the README between two marks.
+fn between<'a>(readme: &'a str, begin: &str, end: &str) -> &'a str {
+    readme.split_once(begin).unwrap().1.split_once(end).unwrap().0
+}
+
+/// A configuration with every default written means the same as one with none.
+#[test]
+fn the_defaults_are_those_of_the_code() {
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    let written = between(&readme, "<!-- defaults -->\n```yaml\n", "```\n<!-- /defaults -->");
+    let unwritten = "backends:\n  - { name: a-backend, type: simulated }\n  - { name: a-pool, type: pool, backends: [ { name: a-backend } ] }\n\
+        routes: [ { name: a-route, path: /v1/chat/completions, backend: a-pool } ]\n";
+    let [written, unwritten] = [written, unwritten].map(|text| {
+        let settings = settings::from_text("test", text, &BTreeMap::new()).unwrap();
+        let settings::Settings { server, recent_requests, backends, pools, routes, .. } = settings;
+        let text = format!("{:#?}", (server, recent_requests, backends, pools, routes));
+        // The catalogue's maps have no order.
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    });
+    let odd = written.iter().zip(&unwritten).find(|(written, unwritten)| written != unwritten);
+    assert_eq!(odd, None);
+    assert_eq!(written.len(), unwritten.len());
+}
 
 #[test]
 fn the_tables_of_lossy_fields_are_those_of_the_code() {
