@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
 use serde::Serialize;
 use utoipa::ToSchema;
+
+use crate::unix_time::unix_time;
 
 /// Events that are kept.
 const KEPT: usize = 1_000;
@@ -45,7 +46,7 @@ struct Kept {
 impl Journal {
     /// Adds an event.
     pub fn note(&self, kind: &'static str, backend: Option<&str>, model: Option<&str>, words: String) {
-        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let at = unix_time().as_secs_f64();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.last += 1;
         let event =

@@ -17,7 +17,7 @@
 //! # Where things live
 //!
 //! Dependencies point one way: `main -> startup -> {http, shard} -> monitor -> actors -> attempt -> dialect -> {balance, chat}`;
-//! [`error`], [`settings`] and [`telemetry`] are leaves; [`top`] is a client. Every worker owns a full copy of pools, providers and
+//! [`error`], [`settings`], [`telemetry`] and [`unix_time`] are leaves; [`top`] is a client. Every worker owns a full copy of pools, providers and
 //! connections ([`shard`]); what the process shares is in [`actors::slots::Shared`]. What became of a request is told in
 //! its [`story`], what became of backends in the [`journal`]; [`monitor`] adds up what the workers count and makes what
 //! operators see, served by `http::admin` and `http::metrics`.
@@ -39,4 +39,5 @@ pub mod startup;
 pub mod story;
 pub mod telemetry;
 pub mod top;
+pub mod unix_time;
 pub mod words;

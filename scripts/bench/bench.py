@@ -18,6 +18,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -144,8 +145,9 @@ http {{
 
 
 def start_gateway(stack, name, ports):
-    # "many": all are asked in turn; "listed": all are configured, and the first is asked.
-    ports = ports if "many" in name or "listed" in name else ports[:1]
+    # "many": all are asked in turn; "listed": all are configured, and the first is asked; "latency": the fastest of three.
+    count = MANY if "many" in name or "listed" in name else 3 if "latency" in name else 1
+    ports = ports[:count]
     kind, version, models = upstream_of(name)
     listen = free_port()
     backends = "".join(
@@ -160,7 +162,7 @@ def start_gateway(stack, name, ports):
 auth: none
 telemetry: {{ logs: {{ format: json, level: info }}, accessLog: {str("log" in name).lower()} }}
 backends:{backends}
-  - {{ name: p, type: pool, strategy: weighted, fallback: true, backends: [ {members} ] }}
+  - {{ name: p, type: pool, strategy: {"latency" if "latency" in name else "weighted"}, fallback: true, backends: [ {members} ] }}
 routes:
   - {{ name: chat, path: /v1/chat/completions, methods: [POST], backend: p }}
 """
@@ -169,7 +171,30 @@ routes:
     # Not asked to end: it would rightly wait for its streams.
     stack.callback(stop, process, signal.SIGKILL)
     wait_for(listen, "/ready", process, name)
+    if "watched" in name:
+        stack.enter_context(watcher(listen))
     return Lane(name, process.pid, listen)
+
+
+@contextlib.contextmanager
+def watcher(port):
+    """A reader of the event stream, as an open page is one."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as stream:
+        stream.sendall(b"GET /admin/api/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        if not stream.recv(1 << 16).startswith(b"HTTP/1.1 200"):
+            raise Void("the event stream does not open")
+        stream.settimeout(None)
+
+        def read():
+            with contextlib.suppress(OSError):
+                while stream.recv(1 << 16):
+                    pass
+
+        reading = threading.Thread(target=read, daemon=True)
+        reading.start()
+        yield
+        stream.shutdown(socket.SHUT_RDWR)
+        reading.join()
 
 
 def upstream_of(name):
@@ -248,7 +273,7 @@ def measure_request(round_, quick):
             os.truncate(log, 0)
         return result
 
-    names = ["direct", "nginx", "gateway", "gateway-log", "nginx-many", "gateway-many"]
+    names = ["direct", "nginx", "gateway", "gateway-log", "gateway-watched", "gateway-latency", "nginx-many", "gateway-many"]
     return visit(present(names), round_, figures, several(quick))
 
 
@@ -282,7 +307,7 @@ def measure_stream(round_, quick):
         got = load(lane, mode="stream", conns=64, gap=5, chunks=100, spread=100, warmup=400, window=500)
         return {"cpu": got["cpu_ns"] / 1000 / got["events"], "rate": got["events"] / got["seconds"], "p50": got["first"]["p50"]}
 
-    return visit(present(["direct", "nginx", "gateway", "gateway-log"]), round_, figures, several(quick))
+    return visit(present(["direct", "nginx", "gateway", "gateway-log", "gateway-watched"]), round_, figures, several(quick))
 
 
 def measure_body(round_, quick):
@@ -340,7 +365,30 @@ MEASURES = {
     "body": measure_body,
     "inflight": measure_inflight,
     "translation": measure_translation,
+    "events": measure_events,
 }
+
+
+def measure_events(round_, quick):
+    """What one reader of the event stream costs a gateway with many backends that does nothing else, in percent of a core."""
+
+    def share(lane):
+        before, began = on_cpu_ns(lane.pid), time.monotonic_ns()
+        time.sleep(2 if quick else 6)
+        return (on_cpu_ns(lane.pid) - before) / (time.monotonic_ns() - began) * 100
+
+    with fleet(present(["gateway-listed"])) as lanes:
+        time.sleep(1)
+        result = {}
+        for lane in lanes:
+            idle = share(lane)
+            with watcher(lane.port):
+                result[lane.name] = {"events": share(lane) - idle}
+        return result
+
+
+def on_cpu_ns(pid):
+    return sum(int(task.read_text().split()[0]) for task in pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
 def measure_memory(quick):
@@ -443,6 +491,13 @@ class Table:
         plain("CPU per request, 600-byte reply, 64 connections, µs", "request", "cpu", 1.6)
         plain("requests/s, 64 connections", "request", "rps", cpu=False)
         plain("CPU per SSE chunk, 64 streams, 5 ms gap, µs", "stream", "cpu", 1.15)
+        for key, measure, label, limit in (
+            ("cpu", "request", "CPU per request, 600-byte reply, with the operator's page open, µs", 1.6),
+            ("cpu", "stream", "CPU per SSE chunk, with the operator's page open, µs", 1.15),
+        ):
+            self.row(label, None, s(measure, "nginx", key), s(measure, "gateway-watched", key), None, "x", limit, "ratio")
+        label = "CPU per request, 600-byte reply, the fastest of three backends (strategy latency), µs"
+        self.row(label, None, s("request", "nginx", "cpu"), s("request", "gateway-latency", "cpu"), None, "x")
         for format in FORMATS:
             pair, gateway = f"OpenAI in, {format.title()} out", f"gateway-{format}"
             floor, own = s("translation", f"nginx-{format}", "cpu"), s("translation", "gateway", "chunk")
@@ -475,6 +530,8 @@ class Table:
         one, listed = s("listed", "gateway", "cpu"), s("listed", "gateway-listed", "cpu")
         listed = one and listed and [(y / x - 1) * 100 for x, y in zip(one, listed)]
         self.row(f"the same where {MANY} backends are configured and one is asked, %", None, None, listed, None)
+        label = f"event stream of /admin, one reader, {MANY} backends, % of a core"
+        self.row(label, None, None, s("events", "gateway-listed", "events"), None, budget=1, judged="gateway")
         for key, label, limit in (
             ("idle", "memory idle, MiB", 20),
             ("streams", "memory at 1,000 streams of one event a second, peak MiB", 90),

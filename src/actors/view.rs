@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::JobParts;
 use super::hedge::Asked;
@@ -13,10 +13,13 @@ use crate::balance::{Bar, CircuitState, Door, Members, Moment, Standing};
 use crate::chat::Usage;
 use crate::dialect::Dialect;
 use crate::settings::{Child, Group, Pool, Strategy};
+use crate::unix_time::unix_time;
 
 /// Members that were passed over, for the request's story.
 pub(super) type PassedOver = Vec<(u16, Door)>;
 
+/// Members of whom a choice remembers what it has looked up, at most.
+const KNOWN: usize = 8;
 /// Members that are told as passed over for one choice.
 const TOLD: usize = 32;
 /// A member is late when its unanswered requests are older than this many times what is expected of it.
@@ -40,8 +43,8 @@ pub(super) struct View<'a> {
     may_probe: bool,
     is_hedge: bool,
     race: Option<&'a Asked>,
-    /// The leaf whose model slot was found last, and the slot.
-    found: Cell<Option<(usize, u16)>>,
+    /// Leaves whose model slots were found, and the slots: each leaf in its place, until another takes it.
+    found: [Cell<Option<(usize, u16)>>; KNOWN],
     passed_over: RefCell<PassedOver>,
 }
 
@@ -60,7 +63,7 @@ impl<'a> View<'a> {
             may_probe,
             is_hedge: parts.is_hedge,
             race: parts.race.as_deref(),
-            found: Cell::new(None),
+            found: Default::default(),
             passed_over: RefCell::default(),
         }
     }
@@ -81,12 +84,14 @@ impl<'a> View<'a> {
 
     /// The slot of the model that a member is asked for.
     pub(super) fn model_slot(&self, leaf: usize) -> u16 {
-        if let Some((known, slot)) = self.found.get()
-            && known == leaf
-        {
-            return slot;
+        match self.known_slot(leaf) {
+            Some(slot) => slot,
+            None => self.find_slot(leaf, self.model(leaf).unwrap_or_default()),
         }
-        self.find_slot(leaf, self.model(leaf).unwrap_or_default())
+    }
+
+    fn known_slot(&self, leaf: usize) -> Option<u16> {
+        self.found[leaf % KNOWN].get().filter(|(known, _)| *known == leaf).map(|(_, slot)| slot)
     }
 
     fn find_slot(&self, leaf: usize, model: &str) -> u16 {
@@ -94,7 +99,7 @@ impl<'a> View<'a> {
         let last = &self.slots.providers[index].last_slot;
         let slot = self.slots.shared.backends[index].health.slot_of(model, last.get());
         last.set(slot);
-        self.found.set(Some((leaf, slot)));
+        self.found[leaf % KNOWN].set(Some((leaf, slot)));
         slot
     }
 
@@ -163,11 +168,12 @@ impl<'a> View<'a> {
             SlotState::Down { failed: true, .. } => return Door::Barred(Bar::Failed),
             SlotState::Down { failed: false, .. } => return Door::Barred(Bar::Starting),
         }
-        let Some(model) = self.model(leaf) else { return Door::Barred(Bar::Unfit) };
+        let known = self.known_slot(leaf);
+        let Some(slot) = known.or_else(|| Some(self.find_slot(leaf, self.model(leaf)?))) else { return Door::Barred(Bar::Unfit) };
         if is_full {
             return Door::Barred(Bar::Full);
         }
-        match shared.health.state(self.find_slot(leaf, model), self.now) {
+        match shared.health.state(slot, self.now) {
             _ if self.call.insistent => Door::Open,
             CircuitState::Closed => Door::Open,
             CircuitState::HalfOpen { probing: false, since, .. } if self.may_probe(leaf, since) => Door::Probe,
@@ -182,7 +188,7 @@ impl<'a> View<'a> {
         let price = backend.catalogue.model(backend.vendor, self.model(leaf)?)?.price.as_ref()?;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of tokens")]
         let usage = Usage::estimate(self.call.body.len(), self.typical_tokens as u64);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = unix_time().as_secs();
         price.cost(&usage, now).map(|pico| pico as f64)
     }
 }

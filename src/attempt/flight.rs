@@ -196,7 +196,9 @@ impl Flight {
 
     /// Counts a try that failed and is followed by another one here.
     pub fn note_failed_try(&self, class: FailureClass) {
-        tracing::record_all!(self.span.borrow(), outcome = "failed", class = class.word());
+        if otlp::traces() {
+            tracing::record_all!(self.span.borrow(), outcome = "failed", class = class.word());
+        }
         self.failed_tries.borrow_mut().push(class);
     }
 
@@ -363,7 +365,9 @@ impl Flight {
         drop(self.permit.take());
         self.flights.leave(self, end);
         let first_content = self.first_content.get().map(|at| at.since(self.try_started.get()));
-        self.record(end, usage, first_content);
+        if otlp::traces() {
+            self.trace(end, usage, first_content);
+        }
         self.flights.tower.settled(
             self.pool,
             Settled {
@@ -384,8 +388,8 @@ impl Flight {
 }
 
 impl Flight {
-    /// Puts the outcome on the span of the last try.
-    fn record(&self, end: End, usage: Option<Usage>, first_content: Option<Duration>) {
+    /// Puts the outcome on the span of the last try, which only traces show: no line is written in it any more.
+    fn trace(&self, end: End, usage: Option<Usage>, first_content: Option<Duration>) {
         let class = match end {
             End::Failed(class) | End::Truncated(class) => Some(class.word()),
             End::Served | End::Cancelled | End::Cut => None,
@@ -397,16 +401,11 @@ impl Flight {
             first_content_seconds = first_content.map(|after| after.as_secs_f64()),
             "gen_ai.usage.input_tokens" = usage.map(|usage| usage.prompt_tokens),
             "gen_ai.usage.output_tokens" = usage.map(|usage| usage.completion_tokens),
+            absorbed = self.absorbed.get(),
+            usage_estimated = usage.is_some_and(|usage| usage.estimated),
+            "gen_ai.operation.name" = self.call.endpoint.word(),
+            "gen_ai.request.stream" = self.stream,
         );
-        if otlp::traces() {
-            tracing::record_all!(
-                self.span.borrow(),
-                absorbed = self.absorbed.get(),
-                usage_estimated = usage.is_some_and(|usage| usage.estimated),
-                "gen_ai.operation.name" = self.call.endpoint.word(),
-                "gen_ai.request.stream" = self.stream,
-            );
-        }
     }
 
     /// Puts the status of the reply on the present try's span.

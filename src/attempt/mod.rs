@@ -28,7 +28,8 @@ use std::any::Any;
 use std::sync::Arc;
 
 pub use call::{
-    Answer, AnswerBody, AnswerHeaders, BodyHold, BodyTooLong, Call, Ledger, Passthrough, PayloadStream, Reply, ReplySender, StreamedBody,
+    Answer, AnswerBody, AnswerHeaders, BodyHold, BodyTooLong, Call, Ledger, Passthrough, PayloadStream, Reply, ReplySender,
+    StreamedBody,
 };
 pub use clock::Clock;
 pub use dial::Counted;

@@ -19,6 +19,7 @@ use super::live::{LiveBody, Meter, Upstream};
 use super::transport::Incoming;
 use crate::chat::{Endpoint, Failure, FailureClass, Phase, Usage};
 use crate::dialect::{Ask, Codec, ErrorReply};
+use crate::unix_time::unix_time;
 
 /// Bytes of an error reply that are read.
 const ERROR_BODY: usize = 64 << 10;
@@ -231,7 +232,7 @@ pub(super) async fn collect(body: &mut Incoming, limit: u64) -> Result<Bytes, Fa
 /// The failure that a reply with an error status means.
 pub(super) async fn error_reply(station: &Station, mut incoming: Incoming, ends: Instant) -> Failure {
     // A refusal for a rate limit says most about it.
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = unix_time().as_secs();
     let headers = client_headers(station, incoming.headers(), now);
     let mut body = BytesMut::new();
     let reading = async {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use actix_http::header::{self, HeaderName, HeaderValue};
 use actix_http::{Method, StatusCode};
@@ -23,6 +23,7 @@ use crate::balance::back_off;
 use crate::chat::{Endpoint, Failure, FailureClass, Phase, Retry};
 use crate::dialect::Ask;
 use crate::telemetry::otlp;
+use crate::unix_time::unix_time;
 
 /// A rate limit's delay up to this is waited for at the same backend.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
@@ -202,7 +203,7 @@ async fn one_try(
         model,
         backend,
         id: &call.id,
-        now: unix_seconds(),
+        now: unix_time().as_secs(),
         recall: &|id| station.memory.recall(id, now),
         images: images.as_deref().unwrap_or(&none),
     };
@@ -337,10 +338,6 @@ fn path_of(call: &Call) -> &str {
         (None, Endpoint::Embeddings) => "/embeddings",
         (None, Endpoint::Chat | Endpoint::Passthrough) => "/chat/completions",
     }
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Opens a connection with the cheapest request, so that the first jobs of a generation find one; the reply is ignored.

@@ -169,11 +169,9 @@ impl Health {
                 let is_own = (is_hard(own), other) > (is_hard(class), until);
                 if is_own { Open { until: other, class: own } } else { Open { until, class } }
             }
-            (HalfOpen { class, probing, since }, HalfOpen { class: own, probing: also, since: later }) => HalfOpen {
-                class: if is_hard(own) { own } else { class },
-                probing: probing || also,
-                since: since.max(later),
-            },
+            (HalfOpen { class, probing, since }, HalfOpen { class: own, probing: also, since: later }) => {
+                HalfOpen { class: if is_hard(own) { own } else { class }, probing: probing || also, since: since.max(later) }
+            }
             (Open { until, class }, HalfOpen { .. }) | (HalfOpen { .. }, Open { until, class }) => Open { until, class },
         }
     }

@@ -9,36 +9,13 @@ use smallvec::SmallVec;
 
 use super::json::{JsonError, Lexer, unquote};
 
-/// Features of a request that not every backend can carry.
+/// What stands in the messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Features(u16);
-
-impl Features {
+pub struct Features {
     /// Image parts.
-    pub const VISION: Self = Self(1);
-    /// Audio parts or audio output.
-    pub const AUDIO: Self = Self(1 << 1);
-    /// File parts.
-    pub const FILE: Self = Self(1 << 2);
-    /// Function or custom tools.
-    pub const TOOLS: Self = Self(1 << 3);
-    /// `response_format` other than text.
-    pub const FORMAT: Self = Self(1 << 4);
-    /// Log probabilities.
-    pub const LOGPROBS: Self = Self(1 << 5);
-    /// More than one choice.
-    pub const CHOICES: Self = Self(1 << 6);
-    /// Replayed reasoning, or what one provider wants back, in a message: only some hosts accept it.
-    pub const REPLAYED: Self = Self(1 << 7);
-
-    /// Whether every feature of `other` is among these.
-    pub fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    fn add(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
+    pub images: bool,
+    /// Replayed reasoning, or what one provider wants back: only some hosts accept it.
+    pub replayed: bool,
 }
 
 /// A top-level field: its name, and the places of its quoted key and of its value.
@@ -138,9 +115,7 @@ pub struct Scan {
     pub stream: bool,
     /// Whether the usage event of a stream is asked for.
     pub include_usage: bool,
-    /// Choices asked for.
-    pub n: Option<u64>,
-    /// What the request uses.
+    /// What its messages hold.
     pub features: Features,
 }
 
@@ -258,21 +233,12 @@ impl Scan {
                 b"false" | b"null" => {}
                 _ => return wrong("must be true or false"),
             },
-            "n" => match (value, std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok())) {
-                (b"null", _) => {}
-                (_, Some(n)) if n >= 1 => {
-                    self.n = Some(n);
-                    if n > 1 {
-                        self.features.add(Features::CHOICES);
-                    }
-                }
-                _ => return wrong("must be a whole number from 1"),
+            "n" if value == b"null" => {}
+            "n" => match std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok()) {
+                Some(1..) => {}
+                Some(0) | None => return wrong("must be a whole number from 1"),
             },
             "stream_options" => self.include_usage = stream_options(value)?,
-            "tools" | "functions" if !matches!(value, b"null" | b"[]") => self.features.add(Features::TOOLS),
-            "response_format" if memchr::memmem::find(value, b"\"json_").is_some() => self.features.add(Features::FORMAT),
-            "logprobs" if !matches!(value, b"null" | b"false") => self.features.add(Features::LOGPROBS),
-            "audio" if value != b"null" => self.features.add(Features::AUDIO),
             _ => {}
         }
         Ok(())
@@ -321,12 +287,12 @@ fn messages(lexer: &mut Lexer<'_>, body: &[u8], features: &mut Features) -> Resu
                 | b"\"extra_content\""
                 | b"\"cache_control\""
                 | b"\"is_error\"" => {
-                    features.add(Features::REPLAYED);
+                    features.replayed = true;
                 }
                 b"\"tool_calls\"" => {
                     let calls = lexer.value()?;
                     if memchr::memmem::find(&body[calls], b"\"extra_content\"").is_some() {
-                        features.add(Features::REPLAYED);
+                        features.replayed = true;
                     }
                     return Ok(());
                 }
@@ -350,15 +316,10 @@ fn part(lexer: &mut Lexer<'_>, body: &[u8], features: &mut Features) -> Result<(
     lexer.object::<ScanError>(|lexer, key| {
         let value = lexer.value()?;
         if &body[key.clone()] == b"\"cache_control\"" {
-            features.add(Features::REPLAYED);
+            features.replayed = true;
         }
         if &body[key] == b"\"type\"" {
-            match &body[value] {
-                b"\"image_url\"" => features.add(Features::VISION),
-                b"\"input_audio\"" => features.add(Features::AUDIO),
-                b"\"file\"" => features.add(Features::FILE),
-                _ => {}
-            }
+            features.images |= &body[value] == b"\"image_url\"";
         }
         Ok(())
     })
@@ -375,9 +336,7 @@ mod tests {
         let found = scan(body, Shape::Chat).unwrap();
         assert_eq!(found.model.as_deref(), Some("gpt-4o"));
         assert!(found.stream && found.include_usage);
-        assert_eq!(found.n, Some(2));
-        assert!(found.features.contains(Features::VISION) && found.features.contains(Features::TOOLS));
-        assert!(!found.features.contains(Features::FILE));
+        assert_eq!(found.features, Features { images: true, replayed: false });
         assert_eq!(found.value(body, "model").unwrap(), b"\"gpt-4o\"");
     }
 

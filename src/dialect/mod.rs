@@ -19,7 +19,7 @@ use smallvec::{SmallVec, smallvec};
 pub use dropped::Dropped;
 pub use relay::{EventDecoder, Relay, Translated};
 
-use crate::chat::{Endpoint, Failure, Features, Keepsake, Scan, Usage};
+use crate::chat::{Endpoint, Failure, Keepsake, Scan, Usage};
 use crate::settings::{Backend, BackendType};
 
 /// Largest single event in bytes: room for an image in base64, an end for an endless line.
@@ -218,7 +218,7 @@ impl Codec {
     /// # Errors
     /// A failure of class `Caller` when the body cannot be read.
     pub fn images(&self, endpoint: Endpoint, body: &[u8], scan: &Scan) -> Result<HashSet<String>, Failure> {
-        let may_have = endpoint == Endpoint::Chat && scan.features.contains(Features::VISION);
+        let may_have = endpoint == Endpoint::Chat && scan.features.images;
         match self {
             Self::Google if may_have => google::image_urls(body),
             Self::Google | Self::OpenAi(_) | Self::Anthropic => Ok(HashSet::new()),

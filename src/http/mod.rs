@@ -88,11 +88,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(read("/metrics", metrics::show))
         .configure(admin::routes)
         // A scope is matched by its prefix; a pattern here would cost every request a search.
-        .service(
-            web::scope("/v1/models")
-                .service(read("", models::list))
-                .service(read("/{id:.*}", models::one)),
-        )
+        .service(web::scope("/v1/models").service(read("", models::list)).service(read("/{id:.*}", models::one)))
         .default_service(web::to(front::serve));
 }
 

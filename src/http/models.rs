@@ -21,17 +21,12 @@ pub(super) async fn list(request: HttpRequest) -> HttpResponse {
 pub(super) async fn one(request: HttpRequest, id: web::Path<String>) -> HttpResponse {
     answer(&request, |models| match models.remove(id.as_str()) {
         Some(model) => Ok(model),
-        None => {
-            Err(GatewayError::UnknownModel { model: id.chars().filter(|letter| !letter.is_control()).take(200).collect() })
-        }
+        None => Err(GatewayError::UnknownModel { model: id.chars().filter(|letter| !letter.is_control()).take(200).collect() }),
     })
 }
 
 /// What is said of the models to a caller that may call; logged as any request is.
-fn answer(
-    request: &HttpRequest,
-    say: impl FnOnce(&mut BTreeMap<String, Value>) -> Result<Value, GatewayError>,
-) -> HttpResponse {
+fn answer(request: &HttpRequest, say: impl FnOnce(&mut BTreeMap<String, Value>) -> Result<Value, GatewayError>) -> HttpResponse {
     let Some(gateway) = request.app_data::<Rc<Gateway>>() else { return reply::error(&GatewayError::Internal) };
     let settings = &gateway.shared.settings;
     let mut log = RequestLog::uncounted(gateway, Span::current());

@@ -70,11 +70,7 @@ pub(super) async fn take(request: &HttpRequest, payload: web::Payload, shared: &
         let (mut seen, limit) = (0, shared.settings.server.max_body);
         let bytes = payload.map_err(|error| std::io::Error::other(error.to_string())).and_then(move |chunk| {
             seen += chunk.len() as u64;
-            std::future::ready(if seen > limit {
-                Err(std::io::Error::other(BodyTooLong(limit)))
-            } else {
-                Ok(chunk)
-            })
+            std::future::ready(if seen > limit { Err(std::io::Error::other(BodyTooLong(limit))) } else { Ok(chunk) })
         });
         let stream = PayloadStream(Box::pin(bytes));
         taken.passthrough.stream = Some(StreamedBody { length, payload: Mutex::new(Some(SendWrapper::new(stream))) });

@@ -19,6 +19,7 @@ use crate::error::GatewayError;
 use crate::settings::{Backend, Route};
 use crate::story::{Story, is_absorbed};
 use crate::telemetry::{Ended, Meters, otlp};
+use crate::unix_time::unix_time;
 
 /// What is known about a request when it ends; writes the span's fields and the access-log line when dropped.
 pub(super) struct RequestLog {
@@ -176,7 +177,7 @@ impl RequestLog {
 
     /// What the request cost in US dollars, where every price it needs is known.
     fn cost(&self, usage: &Usage) -> Option<String> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = unix_time().as_secs();
         self.served_by.as_ref()?.cost(self.model.as_deref()?, usage, now)
     }
 
@@ -220,6 +221,27 @@ impl RequestLog {
             route.count_class(class, 1);
             route.client_errors += u64::from(self.is_clients);
         }
+    }
+
+    /// Puts what is known at the end on the request's span.
+    fn record(&self, usage: &Usage, cost: Option<&str>) {
+        tracing::record_all!(
+            self.span,
+            caller = self.caller.as_deref(),
+            route = self.route.as_deref(),
+            pool = self.pool.as_deref(),
+            status = self.status,
+            outcome = self.outcome,
+            class = self.class,
+            backend = self.backend.as_deref(),
+            "gen_ai.operation.name" = self.operation,
+            "gen_ai.request.model" = self.model.as_deref(),
+            "gen_ai.usage.input_tokens" = usage.prompt_tokens,
+            "gen_ai.usage.output_tokens" = usage.completion_tokens,
+            cost_usd = cost,
+            attempts = self.attempts,
+            first_content_seconds = self.first_content.map(|after| after.as_secs_f64()),
+        );
     }
 
     /// Records what only traces show; after the access-log line, which so looks the same with and without them.
@@ -300,25 +322,11 @@ impl Drop for RequestLog {
         self.count(duration);
         let usage = self.usage.unwrap_or_default();
         let is_logged = self.gateway.shared.settings.telemetry.access_log;
-        let cost = if is_logged { self.cost(&usage) } else { None };
-        let first_content = self.first_content.map(|after| after.as_secs_f64());
-        tracing::record_all!(
-            self.span,
-            caller = self.caller.as_deref(),
-            route = self.route.as_deref(),
-            pool = self.pool.as_deref(),
-            status = self.status,
-            outcome = self.outcome,
-            class = self.class,
-            backend = self.backend.as_deref(),
-            "gen_ai.operation.name" = self.operation,
-            "gen_ai.request.model" = self.model.as_deref(),
-            "gen_ai.usage.input_tokens" = usage.prompt_tokens,
-            "gen_ai.usage.output_tokens" = usage.completion_tokens,
-            cost_usd = cost.as_deref(),
-            attempts = self.attempts,
-            first_content_seconds = first_content,
-        );
+        // Nobody else sees what the span holds at its end.
+        if is_logged || otlp::traces() {
+            let cost = if is_logged { self.cost(&usage) } else { None };
+            self.record(&usage, cost.as_deref());
+        }
         if is_logged {
             let seconds = duration.as_secs_f64();
             let tried = self.tried();

@@ -11,7 +11,7 @@ mod verdict;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use crate::actors::slots::Shared;
 use crate::actors::{AskState, AskStories, FindStories, ShardState, Snapshot};
 use crate::balance::Moment;
 use crate::telemetry;
+use crate::unix_time::unix_time;
 use crate::words::several;
 use books::Books;
 use history::Past;
@@ -133,7 +134,7 @@ impl Monitor {
             lost: Shed { count: 0, told_at: None },
             ticks: ticks.clone(),
             is_asking: false,
-            started_at: unix_seconds() - now.since(Moment::after(Duration::ZERO)).as_secs_f64(),
+            started_at: unix_time().as_secs_f64() - now.since(Moment::after(Duration::ZERO)).as_secs_f64(),
         };
         (monitor, ticks)
     }
@@ -165,7 +166,7 @@ impl Monitor {
         self.note_shed(books.gateway.shed, now);
         self.note_lost(telemetry::lost_lines(), now);
         if self.past.is_due(now) {
-            self.past.add(books, now, unix_seconds());
+            self.past.add(books, now, unix_time().as_secs_f64());
         }
         Report { state, in_flight }
     }
@@ -300,11 +301,6 @@ impl Handler<AskHistory> for Monitor {
     fn handle(&mut self, _: AskHistory, _: &mut Context<Self>) -> Self::Result {
         MessageResult(self.past.told(self.shared.settings.backends.iter().map(|backend| &*backend.name)))
     }
-}
-
-/// Unix time.
-fn unix_seconds() -> f64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Resident memory of this process, where the system tells it.

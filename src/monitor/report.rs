@@ -48,7 +48,7 @@ impl Sources<'_> {
             self.backend(index, finding, since, shares)
         });
         State {
-            at: super::unix_seconds(),
+            at: crate::unix_time::unix_time().as_secs_f64(),
             verdict,
             version: env!("CARGO_PKG_VERSION"),
             build: if cfg!(debug_assertions) { "debug" } else { "release" },

@@ -13,7 +13,9 @@ use super::pools::pools;
 use super::schema::FAULTS;
 use super::units::Secret;
 use super::walk::{Findings, nearest};
-use super::{Backend, BackendType, ClientKey, ImageUrls, PathMatch, Pool, Route, Settings, Timeouts, Translation, is_at, is_loopback};
+use super::{
+    Backend, BackendType, ClientKey, ImageUrls, PathMatch, Pool, Route, Settings, Timeouts, Translation, is_at, is_loopback,
+};
 use super::{google, network};
 use crate::catalogue::{Catalogue, Model, Status};
 

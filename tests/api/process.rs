@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::restarts::{drain_body, simulated_answer};
 use crate::support::{PATIENCE, Provider, Reply, chat_body, events, eventually, read_body, read_chunk, read_head, word_event};
@@ -662,7 +663,9 @@ async fn every_request_has_one_access_line_unless_it_is_switched_off() {
             free_port()
         ))
         .await;
-        for (method, path) in [("GET", "/v1/models"), ("GET", "/v1/models/up"), ("POST", "/v1/chat/completions"), ("GET", "/v1/none")] {
+        for (method, path) in
+            [("GET", "/v1/models"), ("GET", "/v1/models/up"), ("POST", "/v1/chat/completions"), ("GET", "/v1/none")]
+        {
             assert_eq!(running.send(method, path, &[], "").await.status, 401, "{path}");
         }
         running.signal("TERM");
@@ -674,6 +677,45 @@ async fn every_request_has_one_access_line_unless_it_is_switched_off() {
             assert_eq!(own.count(), expected, "{path}: {printed}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_no_request_and_its_losses_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let yaml = format!(
+        "server: {{ port: {port}, workers: 1 }}\ntelemetry: {{ logs: {{ format: json }} }}\nbackends:\n  - {{ name: up, type: simulated }}\n"
+    );
+    let file = written(&folder, &yaml);
+    let mut command = stagedoor(&["--config", file.to_str().unwrap()], &[]);
+    // Nobody reads what it prints.
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary starts");
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    eventually("it listens", || async { TcpStream::connect(address).await.is_ok() }).await;
+    let running = Running { child, address, printed: Arc::default() };
+    // More lines than wait to be written and than the pipe takes.
+    let hundred = "HEAD /v1/models HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let (mut seen, mut answers) = (Vec::new(), 0);
+    for _ in 0..120 {
+        stream.write_all(hundred.as_bytes()).await.unwrap();
+        while seen.windows(4).filter(|end| end == b"\r\n\r\n").count() < 100 {
+            let read = timeout(PATIENCE, stream.read_buf(&mut seen)).await.expect("it answers").unwrap();
+            assert!(read > 0, "it closed after {answers} answers");
+        }
+        answers += 100;
+        assert_eq!(seen.windows(12).filter(|begin| begin == b"HTTP/1.1 200").count(), 100);
+        seen.clear();
+    }
+    assert_eq!(running.chat("up", "hi").await.status, 200);
+    let lost = async || {
+        let metrics = running.send("GET", "/metrics", &[], "").await.text();
+        let line = metrics.lines().find(|line| line.starts_with("stagedoor_log_lines_lost_total ")).map(str::to_owned);
+        line.and_then(|line| line.split(' ').nth(1)?.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    eventually("losses are counted", || async { lost().await >= 1_000.0 }).await;
+    let is_told = async || running.send("GET", "/admin/api/state", &[], "").await.text().contains("\"kind\":\"log-lost\"");
+    eventually("the timeline tells of it", is_told).await;
 }
 
 #[tokio::test]

@@ -393,11 +393,30 @@ class Useless(NamedTuple):
     dead: bool
 
 
-@pytest.fixture(params=["dead", "hangs"])
+class Slow(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(5)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(params=["dead", "hangs", "slow"])
 def useless_collector(request):
-    """A port where nobody listens, or where connections are taken and nothing is ever answered."""
+    """A port where nobody listens, or where connections are taken and nothing is answered, ever or for long."""
     if request.param == "dead":
         yield Useless(free_port(), dead=True)
+        return
+    if request.param == "slow":
+        with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield Useless(server.server_address[1], dead=False)
+            server.shutdown()
         return
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         held = []
@@ -419,8 +438,11 @@ def test_a_useless_collector_harms_nobody(standin, useless_collector, tmp_path):
     gateway = started(standin, tmp_path, useless_collector.port, interval="100ms")
     try:
         with gateway.client(timeout=10) as client:
+            begun = time.monotonic()
             for _ in range(200):
                 client.chat.completions.create(model="shaky", messages=user(PROMPT), max_tokens=1)
+            # A push takes five seconds or forever: even if only one in ten waited for one, it would show.
+            assert time.monotonic() - begun < 60
         stream(gateway, "shaky")
         end(gateway, within=15)
     finally:

@@ -2,7 +2,7 @@
 //! secret goes into a message.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use actix_http::StatusCode;
 use actix_http::header::{self, HeaderMap, HeaderValue};
@@ -19,6 +19,7 @@ use crate::attempt::dial::Dialer;
 use crate::attempt::http_client::{client, name_error};
 use crate::chat::{Failure, FailureClass};
 use crate::settings::{AuthorizedUser, Backend, Secret, ServiceAccount};
+use crate::unix_time::unix_time;
 
 /// Bytes of an answer that are read.
 const ANSWER_LIMIT: usize = 64 << 10;
@@ -49,7 +50,7 @@ impl Exchange {
 
     /// Asks with an assertion that the service account's key signs.
     pub(super) async fn by_assertion(&self, account: &ServiceAccount) -> Result<Minted, Failure> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = unix_time().as_secs();
         let assertion = jwt::assertion(account, now)
             .ok_or_else(|| Failure::new(FailureClass::Credential, "the service account's private key cannot sign"))?;
         let form = Serializer::new(String::new())

@@ -181,13 +181,6 @@ impl CalledFunction<'_> {
     }
 }
 
-impl<'a> ToolChoice<'a> {
-    /// Whether nothing but the model's own choice is meant.
-    pub fn is_auto(&self) -> bool {
-        matches!(self, ToolChoice::Word(word) if &**word == "auto")
-    }
-}
-
 /// Calls of one turn at most.
 const MAX_CALLS: usize = 512;
 

@@ -73,11 +73,13 @@ fn node(schema: &Value, known: &mut Definitions<'_>, count: &mut Count, depth: u
             "items" => drop(out.insert(word.clone(), node(value, known, count, depth + 1)?)),
             "anyOf" | "oneOf" => {
                 count.unions += 1;
-                let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, known, count, depth + 1)).collect();
+                let all: Option<Vec<Value>> =
+                    value.as_array()?.iter().map(|inner| node(inner, known, count, depth + 1)).collect();
                 out.insert("anyOf".into(), Value::Array(all?));
             }
             "allOf" => {
-                let all: Option<Vec<Value>> = value.as_array()?.iter().map(|inner| node(inner, known, count, depth + 1)).collect();
+                let all: Option<Vec<Value>> =
+                    value.as_array()?.iter().map(|inner| node(inner, known, count, depth + 1)).collect();
                 out.insert(word.clone(), Value::Array(all?));
             }
             // A map of free keys cannot be closed.
@@ -113,7 +115,13 @@ fn node(schema: &Value, known: &mut Definitions<'_>, count: &mut Count, depth: u
 }
 
 /// Several types as alternatives of one type each, each with what is said of its type.
-fn one_type_each(schema: &Map<String, Value>, types: &[Value], known: &mut Definitions<'_>, count: &mut Count, depth: usize) -> Option<Value> {
+fn one_type_each(
+    schema: &Map<String, Value>,
+    types: &[Value],
+    known: &mut Definitions<'_>,
+    count: &mut Count,
+    depth: usize,
+) -> Option<Value> {
     const OF_OBJECTS: &[&str] = &["properties", "required", "additionalProperties"];
     const OF_LISTS: &[&str] = &["items", "minItems", "maxItems"];
     const OF_ALL: &[&str] = &["title", "description", "$defs", "definitions"];

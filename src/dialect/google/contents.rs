@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 use crate::catalogue::GoogleRules;
 use crate::chat::Failure;
 use crate::chat::request::{
-    BEGIN, CONTINUE, CalledFunction, Content as Said, Drawn, ExtraContent, Message, Part as SaidPart, Request, Role, Text, ToolCall,
-    caller, check_calls, data_url, image_type, unsupported,
+    BEGIN, CONTINUE, CalledFunction, Content as Said, Drawn, ExtraContent, Message, Part as SaidPart, Request, Role, Text,
+    ToolCall, caller, check_calls, data_url, image_type, unsupported,
 };
 use crate::dialect::{Ask, raw};
 

@@ -277,7 +277,9 @@ impl Events {
             return;
         }
         // What a model draws while it thinks are drafts.
-        if let Some((media, data)) = part.inline_data.as_ref().filter(|_| part.thought != Some(true)).and_then(InlineData::picture) {
+        if let Some((media, data)) =
+            part.inline_data.as_ref().filter(|_| part.thought != Some(true)).and_then(InlineData::picture)
+        {
             let index = progress.images;
             progress.images += 1;
             progress.has_content = true;

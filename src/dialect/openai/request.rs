@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::quirks::{Messages, OutputLimit, Quirks, wants_completion_tokens};
 use super::{messages, strict};
 use crate::chat::request::unsupported;
-use crate::chat::{Endpoint, Failure, Features};
+use crate::chat::{Endpoint, Failure};
 use crate::dialect::{Ask, Encoded};
 
 /// What becomes of one field.
@@ -185,7 +185,7 @@ fn by_table(quirks: &Quirks, ask: &Ask<'_>, name: &str, value: &[u8]) -> Edit {
 
 fn rewrite_messages(quirks: &Quirks, ask: &Ask<'_>, value: &[u8]) -> Result<Edit, Failure> {
     let rewritten = match quirks.messages {
-        Messages::WithoutPrivate | Messages::WithoutReasoning if !ask.scan.features.contains(Features::REPLAYED) => {
+        Messages::WithoutPrivate | Messages::WithoutReasoning if !ask.scan.features.replayed => {
             return Ok(Edit::Keep);
         }
         Messages::WithoutPrivate => messages::without(value, messages::PRIVATE),

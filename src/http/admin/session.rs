@@ -1,7 +1,7 @@
 //! Sessions: a browser trades its token once for a cookie that no script can read and no other site can send. Nothing is
 //! kept of them here: the cookie says until when it holds, signed with a key made of the token. A new token ends them all.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use actix_web::cookie::{Cookie, SameSite, time};
 use actix_web::http::StatusCode;
@@ -16,6 +16,7 @@ use super::access::{Role, Way, check_token, enter, peer, same_origin};
 use super::{Problem, Refused, object, whole};
 use crate::http::{Gateway, reply};
 use crate::settings::Settings;
+use crate::unix_time::unix_time;
 
 const COOKIE: &str = "stagedoor_admin";
 /// How long a session holds.
@@ -58,7 +59,7 @@ pub(super) async fn begin(request: HttpRequest, body: Result<web::Bytes, actix_w
     };
     let role = check_token(&gateway, &token, peer(&request)).await?;
     tracing::info!(target: "audit", act = "login", role = role.word(), address = peer(&request).map(tracing::field::display), "operator's act");
-    let ends = unix_seconds() + LASTS.as_secs();
+    let ends = unix_time().as_secs() + LASTS.as_secs();
     let value = sealed(role, ends, &gateway.shared.settings).ok_or_else(Refused::internal)?;
     let mut cookie = cookie(&request, value);
     cookie.set_max_age(time::Duration::seconds(i64::try_from(LASTS.as_secs()).unwrap_or(i64::MAX)));
@@ -85,7 +86,7 @@ pub(super) fn role(request: &HttpRequest, settings: &Settings) -> Option<Role> {
     let cookies = request.cookies().ok()?;
     // Another application on the same host may have set one of this name.
     let own = cookies.iter().filter(|cookie| cookie.name() == COOKIE);
-    own.filter_map(|cookie| opened(cookie.value(), settings, unix_seconds())).next()
+    own.filter_map(|cookie| opened(cookie.value(), settings, unix_time().as_secs())).next()
 }
 
 fn key(role: Role, settings: &Settings) -> Option<hmac::Key> {
@@ -112,10 +113,6 @@ fn opened(value: &str, settings: &Settings, now: u64) -> Option<Role> {
     let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
     hmac::verify(&key(role, settings)?, text.as_bytes(), &signature).ok()?;
     (ends.parse::<u64>().ok()? > now).then_some(role)
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
