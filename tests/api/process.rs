@@ -718,6 +718,46 @@ async fn a_log_that_nobody_reads_stops_no_request_and_its_losses_are_counted() {
     eventually("the timeline tells of it", is_told).await;
 }
 
+/// Resident memory of a process, in KiB.
+fn resident(running: &Running) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn readers_that_stop_and_watchers_that_never_read_hold_little_memory() {
+    let (provider, written) = crate::streams::plenty(1 << 40).await;
+    // Large states for those who watch.
+    let many: String = (0..200).map(|n| format!("  - {{ name: idle-{n}, type: simulated }}\n")).collect();
+    let running = Running::start(
+        &format!(
+            "server: {{ port: 0, workers: 1 }}\ntelemetry: {{ accessLog: false, logs: {{ format: json }} }}\nbackends:\n{}{many}",
+            crate::support::backend("up", &provider.endpoint(), "clientStall: 10m")
+        ),
+        &[],
+    );
+    let mut held = Vec::new();
+    let mut before = 0;
+    for number in 0..21 {
+        held.push(running.open_stream("up", "hi").await);
+        held.push(running.open("GET", "/admin/api/events", &[], "").await);
+        if number == 0 {
+            // What the first of each kind sets up is not theirs.
+            crate::streams::settled(&written).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            before = resident(&running);
+        }
+    }
+    crate::streams::settled(&written).await;
+    // States go on being made for watchers.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let more = resident(&running).saturating_sub(before);
+    // What lies in the kernel's buffers is not counted here.
+    assert!(more < 40 * 500, "{more} KiB more than {before} KiB");
+    assert_eq!(running.chat("idle-1", "hi").await.status, 200);
+}
+
 #[tokio::test]
 async fn providers_are_trusted_by_the_systems_certificates() {
     let provider = crate::network::TlsProvider::start("localhost", &["h2", "http/1.1"]).await;

@@ -704,7 +704,7 @@ async fn a_stream_without_content_in_time_is_a_timeout_or_served_by_the_next_mem
 const PIECE: usize = 16 << 10;
 
 /// A provider that offers this many bytes of stream and counts what it could write.
-async fn plenty(bytes: usize) -> (Provider, Arc<AtomicUsize>) {
+pub async fn plenty(bytes: usize) -> (Provider, Arc<AtomicUsize>) {
     let written = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&written);
     let provider = Provider::start(move |_, mut wire| {
@@ -730,7 +730,7 @@ async fn plenty(bytes: usize) -> (Provider, Arc<AtomicUsize>) {
 }
 
 /// Waits until a provider can write no more for now; returns what it wrote.
-async fn settled(written: &AtomicUsize) -> usize {
+pub async fn settled(written: &AtomicUsize) -> usize {
     let settling = async {
         let mut before = 0;
         loop {
