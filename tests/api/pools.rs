@@ -649,6 +649,8 @@ async fn a_request_that_nobody_could_take_over_does_not_probe() {
         assert_eq!((reply.status, reply.header("x-stagedoor-backend")), (200, Some("b")));
     }
     assert_eq!(ill.requests().len(), 1);
+    assert_eq!(gateway.chat("p", "x").await.header("x-stagedoor-attempts"), Some("2"), "another one does");
+    assert_eq!(ill.requests().len(), 2);
 }
 
 #[tokio::test]

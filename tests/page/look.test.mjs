@@ -1,6 +1,7 @@
 // What an operator sees: the verdict, the backends, what is not live, and the page on a phone and by keyboard.
 
 import assert from "node:assert/strict";
+import http from "node:http";
 import { test } from "node:test";
 import {
   card,
@@ -85,6 +86,70 @@ test("failing requests make the verdict say so, and nothing asked is unknown, no
     assert.equal(await page.locator(card("idle")).getAttribute("data-condition"), "unknown");
   });
 });
+
+test("a card tells all that is known of its backend, and the gateway of itself", async () => {
+  const provider = await scripted((wish) => {
+    if (wish.model === "bad") return { status: 500, body: { error: { message: "boom" } } };
+    const message = { role: "assistant", content: "hello" };
+    const body = { id: "x", object: "chat.completion", created: 1, model: wish.model, choices: [{ index: 0, message, finish_reason: "stop" }] };
+    body.usage = { prompt_tokens: 3, completion_tokens: 20, total_tokens: 23 };
+    const [requests, tokens] = ["x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"];
+    const limits = { "x-ratelimit-limit-requests": "100", "x-ratelimit-limit-tokens": "1000" };
+    return { status: 200, body, headers: { [requests]: "42", [tokens]: "900", ...limits } };
+  });
+  const config = { apiKey: "sk-of-the-card-wxyz", endpoint: provider.url, models: ["good", "bad"], maxRetries: 0, ...QUICK };
+  const gateway = await startGateway({ backends: [{ name: "up", type: "openai", config: { ...config, maxConcurrent: 7 } }] });
+  for (let number = 0; number < 5; number += 1) assert.equal((await chat(gateway, { model: "up/good" })).status, 200);
+  for (let number = 0; number < 3; number += 1) assert.equal((await chat(gateway, { model: "up/bad" })).status, 502);
+  const restarted = await fetch(`${gateway.url}/admin/api/backends/up/restart?wait=1`, { method: "POST" });
+  assert.equal(restarted.status, 200);
+  assert.equal((await chat(gateway, { model: "up/good" })).status, 200);
+  await withPage(gateway, {}, async (page) => {
+    await drawn(page);
+    await page.locator(`${card("up")} [data-part=more] summary`).click();
+    const told = {
+      permits: /^of 7 permits$/,
+      p50: /^[\d.]+\s*(ms|s|µs)$/,
+      p99: /^[\d.]+\s*(ms|s|µs)$/,
+      errors: /server_error|server error/,
+      served: /ago/,
+      failed: /ago/,
+      generation: /^2$/,
+      restarts: /^1$/,
+      lastReason: /restart/,
+      connections: /^[1-9]/,
+      host: /^127\.0\.0\.1$/,
+      key: /^…wxyz$/,
+      headroom: /^42 of 100 requests left, 900 of 1,000 tokens left, said /,
+      circuit: /^closed/,
+      totals: /^9 attempts: 6 served, 3 failed, .*18 tokens in, 120 out/,
+    };
+    for (const [part, pattern] of Object.entries(told)) await says(page, `${card("up")} [data-part=${part}]`, pattern);
+    const models = await page.locator(`${card("up")} [data-part=models] > *`).allTextContents();
+    assert.equal(models.length, 2);
+    assert.match(models.find((text) => text.includes("bad")), /open.*server.error.*asked again in/);
+    assert.match(models.find((text) => text.includes("good")), /closed/);
+    const itself = { version: /\d+\.\d+\.\d+/, uptime: /\d/, memory: /MiB/, connections: /^\d/, bodies: /\d/, hash: /^[0-9a-f]{8}/ };
+    for (const [part, pattern] of Object.entries(itself)) await says(page, `#gateway [data-part=${part}]`, pattern);
+  });
+});
+
+/** A provider that answers each wish by a script. */
+async function scripted(answer) {
+  const server = http.createServer((request, reply) => {
+    const pieces = [];
+    request.on("data", (piece) => pieces.push(piece));
+    request.on("end", () => {
+      const text = Buffer.concat(pieces).toString();
+      const { status, body, headers } = text === "" ? { status: 200, body: {} } : answer(JSON.parse(text));
+      reply.writeHead(status, { "content-type": "application/json", ...headers });
+      reply.end(JSON.stringify(body));
+    });
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  server.unref();
+  return { url: `http://127.0.0.1:${server.address().port}/v1` };
+}
 
 test("a gateway that says nothing is shown as not live until it speaks again", async () => {
   const gateway = await startGateway({ backends: [simulated("solo")] });
