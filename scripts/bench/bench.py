@@ -356,19 +356,6 @@ def measure_translation(round_, quick):
     return visit(present(["gateway", *(f"{way}-{format}" for format in FORMATS for way in ("nginx", "gateway"))]), round_, figures)
 
 
-MEASURES = {
-    "request": measure_request,
-    "listed": measure_listed,
-    "latency": measure_latency,
-    "ttft": measure_ttft,
-    "stream": measure_stream,
-    "body": measure_body,
-    "inflight": measure_inflight,
-    "translation": measure_translation,
-    "events": measure_events,
-}
-
-
 def measure_events(round_, quick):
     """What one reader of the event stream costs a gateway with many backends that does nothing else, in percent of a core."""
 
@@ -389,6 +376,19 @@ def measure_events(round_, quick):
 
 def on_cpu_ns(pid):
     return sum(int(task.read_text().split()[0]) for task in pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+MEASURES = {
+    "request": measure_request,
+    "listed": measure_listed,
+    "latency": measure_latency,
+    "ttft": measure_ttft,
+    "stream": measure_stream,
+    "body": measure_body,
+    "inflight": measure_inflight,
+    "translation": measure_translation,
+    "events": measure_events,
+}
 
 
 def measure_memory(quick):
