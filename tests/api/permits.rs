@@ -175,10 +175,13 @@ async fn a_queue_on_one_worker_is_served_by_permits_that_another_returns() {
     let workers = gateway.backend("up").await["providers"].as_array().unwrap().clone();
     let waiting_on = workers.iter().filter(|worker| worker["queued"].as_u64() > Some(0)).count();
     assert!(waiting_on > 1, "requests wait on several workers: {workers:?}");
+    let begun = tokio::time::Instant::now();
     gate.send_replace(true);
     for client in &mut clients {
         assert_eq!(read_head(client).await.status, 200);
     }
+    // Each is woken within some milliseconds; by a look around each second it would be eight.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
