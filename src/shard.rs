@@ -274,7 +274,7 @@ impl Handler<AskStories> for Shard {
             ask.id.as_ref().is_none_or(|id| **id == *story.id)
                 && ask.outcome.as_deref().is_none_or(|outcome| match outcome {
                     "absorbed" => story.is_absorbed(),
-                    other => story.outcome == other,
+                    other => story.outcome.word() == other,
                 })
         };
         let ended = self.slots.stories.borrow().newest(ask.limit, matches);

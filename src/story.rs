@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
 use smallvec::SmallVec;
+use utoipa::ToSchema;
 
 use crate::balance::{Door, Why};
 use crate::chat::{FailureClass, Usage};
@@ -143,9 +145,44 @@ impl Trail {
     }
 }
 
+/// How a request can end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It was answered whole.
+    Served,
+    /// It was answered with an error.
+    Failed,
+    /// Its client left.
+    Cancelled,
+    /// Its stream broke after first content.
+    Truncated,
+    /// A drain deadline or an operator ended it.
+    Cut,
+}
+
+impl Outcome {
+    /// All of them, in the order in which they are counted.
+    pub const ALL: [Self; 5] = [Self::Served, Self::Failed, Self::Cancelled, Self::Truncated, Self::Cut];
+
+    /// Name for logs, metrics and stories.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Truncated => "truncated",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+/// How many requests have ended in each way, in the order of [`Outcome::ALL`]: the ones that are open are missing.
+pub type OutcomeCounts = [u64; Outcome::ALL.len()];
+
 /// Whether a request was served although a try had failed.
-pub fn is_absorbed(outcome: &str, trail: &Trail) -> bool {
-    outcome == "served" && !trail.failures().is_empty()
+pub fn is_absorbed(outcome: Outcome, trail: &Trail) -> bool {
+    outcome == Outcome::Served && !trail.failures().is_empty()
 }
 
 /// What is told of a request that has ended.
@@ -169,8 +206,8 @@ pub struct Story {
     pub stream: bool,
     /// HTTP status.
     pub status: u16,
-    /// `served`, `failed`, `cancelled`, `truncated` or `cut`.
-    pub outcome: &'static str,
+    /// How it ended.
+    pub outcome: Outcome,
     /// Class of its failure.
     pub class: Option<&'static str>,
     /// Who served it, or failed last.
@@ -202,7 +239,7 @@ impl Story {
 
     /// Whether an operator will look for it: kept apart, so that usual requests do not push it out.
     pub fn is_notable(&self) -> bool {
-        self.outcome != "served" || self.attempts > 1
+        self.outcome != Outcome::Served || self.attempts > 1
     }
 }
 
@@ -259,7 +296,7 @@ impl Stories {
 mod tests {
     use super::*;
 
-    fn story(number: u64, outcome: &'static str) -> Story {
+    fn story(number: u64, outcome: Outcome) -> Story {
         Story {
             id: number.to_string().into(),
             at: SystemTime::UNIX_EPOCH + Duration::from_secs(number),
@@ -286,22 +323,22 @@ mod tests {
     fn usual_requests_do_not_push_out_the_notable_ones() {
         let mut stories = Stories::new(40);
         for number in 0..40 {
-            stories.add(story(number, "failed"));
+            stories.add(story(number, Outcome::Failed));
         }
         for number in 40..100 {
-            stories.add(story(number, "served"));
+            stories.add(story(number, Outcome::Served));
         }
         let kept = stories.newest(100, |_| true);
         assert_eq!(kept.len(), 40);
         let places = [0, 4, 5, 39].map(|place| &*kept[place].id);
         assert_eq!(places, ["99", "95", "39", "5"]);
-        assert_eq!(stories.newest(2, |story| story.outcome == "served").len(), 2);
+        assert_eq!(stories.newest(2, |story| story.outcome == Outcome::Served).len(), 2);
     }
 
     #[test]
     fn where_few_are_kept_there_is_one_of_either_kind() {
         let mut stories = Stories::new(1);
-        for (number, outcome) in [(1, "failed"), (2, "served"), (3, "failed"), (4, "served")] {
+        for (number, outcome) in [(1, Outcome::Failed), (2, Outcome::Served), (3, Outcome::Failed), (4, Outcome::Served)] {
             stories.add(story(number, outcome));
         }
         let kept: Vec<String> = stories.newest(9, |_| true).iter().map(|story| story.id.to_string()).collect();
@@ -311,7 +348,7 @@ mod tests {
     #[test]
     fn none_is_kept_where_none_is_wanted() {
         let mut stories = Stories::new(0);
-        stories.add(story(1, "failed"));
+        stories.add(story(1, Outcome::Failed));
         assert!(stories.newest(9, |_| true).is_empty());
     }
 

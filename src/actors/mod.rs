@@ -38,6 +38,7 @@ use utoipa::ToSchema;
 use crate::attempt::{Call, Cut, FlightView, Ledger, Reply, ReplySender, Settled};
 use crate::balance::{Histogram, MemberStats, Moment};
 use crate::chat::Failure;
+use crate::story::OutcomeCounts;
 use crate::story::{Story, Trace};
 
 /// A request for a pool.
@@ -260,8 +261,8 @@ pub struct PoolState {
     pub absorbed: u64,
     /// Requests answered with an error.
     pub refused: u64,
-    /// How its requests have ended, in the order of [`tally::OUTCOMES`].
-    pub outcomes: [u64; tally::OUTCOMES.len()],
+    /// How its requests have ended.
+    pub outcomes: OutcomeCounts,
     /// Requests that a second member was asked for, and those that it answered first.
     pub hedges: (u64, u64),
     /// Requests of conversations: kept with their member, sent elsewhere, new.

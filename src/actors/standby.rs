@@ -18,6 +18,7 @@ use crate::balance::CircuitState;
 use crate::chat::FailureClass;
 use crate::error::GatewayError;
 use crate::settings::Backend;
+use crate::story::Outcome;
 
 /// How often members are looked at.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -114,7 +115,7 @@ async fn check(slots: Rc<Slots>, index: usize, was_well: Rc<Cell<Option<bool>>>)
     let begun = Instant::now();
     let counting = Counting::begin(&slots, pool.index);
     let reply = sending.await;
-    counting.end(if matches!(reply, Ok(Ok(_))) { "served" } else { "failed" });
+    counting.end(if matches!(reply, Ok(Ok(_))) { Outcome::Served } else { Outcome::Failed });
     let Ok(reply) = reply else { return };
     let (is_well, words) = match verdict(&reply) {
         Ok(()) => {

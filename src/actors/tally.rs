@@ -5,22 +5,20 @@ use std::rc::Rc;
 use super::slots::Slots;
 use crate::balance::{Histogram, MemberStats, RetryBudget};
 use crate::settings;
+use crate::story::{Outcome, OutcomeCounts};
 
 /// Hedges that are there without any traffic.
 const HEDGE_FLOOR: f64 = 1.0;
 /// Tokens of a typical answer before any was seen.
 const TYPICAL_TOKENS: f64 = 200.0;
 
-/// How a request can end.
-pub const OUTCOMES: [&str; 5] = ["served", "failed", "cancelled", "truncated", "cut"];
-
 /// What is counted of the requests of one route, whatever became of them.
 #[derive(Debug, Clone, Default)]
 pub struct RouteStats {
     /// Requests taken.
     pub requests: u64,
-    /// How they have ended, in the order of [`OUTCOMES`]: the ones that are open are missing.
-    pub outcomes: [u64; OUTCOMES.len()],
+    /// How they have ended.
+    pub outcomes: OutcomeCounts,
     /// Of the failed ones, those that the client is to mend: status 4xx but for 429.
     pub client_errors: u64,
     /// Of the cancelled ones, those whose client left before any content had come.
@@ -58,10 +56,8 @@ impl RouteStats {
     }
 
     /// A request of this route has ended.
-    pub fn ended(&mut self, outcome: &'static str) {
-        if let Some(place) = OUTCOMES.iter().position(|known| *known == outcome) {
-            self.outcomes[place] += 1;
-        }
+    pub fn ended(&mut self, outcome: Outcome) {
+        self.outcomes[outcome as usize] += 1;
     }
 }
 
@@ -75,8 +71,8 @@ pub struct PoolStats {
     pub refused: u64,
     /// By place in the pool.
     pub members: Vec<MemberStats>,
-    /// How its requests have ended, in the order of [`OUTCOMES`]: the ones that are open are missing.
-    pub outcomes: [u64; OUTCOMES.len()],
+    /// How its requests have ended.
+    pub outcomes: OutcomeCounts,
     /// Requests that a second member was asked for, and those that it answered first.
     pub hedges: (u64, u64),
     /// Requests of conversations: kept with their member, sent elsewhere since it could not take them, new.
@@ -94,25 +90,25 @@ pub struct PoolStats {
 pub struct Counting {
     slots: Rc<Slots>,
     pool: usize,
-    outcome: &'static str,
+    outcome: Outcome,
 }
 
 impl Counting {
     /// A request begins.
     pub fn begin(slots: &Rc<Slots>, pool: usize) -> Self {
         slots.pools[pool].stats.borrow_mut().requests += 1;
-        Self { slots: Rc::clone(slots), pool, outcome: "cancelled" }
+        Self { slots: Rc::clone(slots), pool, outcome: Outcome::Cancelled }
     }
 
-    /// It has ended so, one of [`OUTCOMES`].
-    pub fn end(mut self, outcome: &'static str) {
+    /// It has ended so.
+    pub fn end(mut self, outcome: Outcome) {
         self.outcome = outcome;
     }
 }
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        self.slots.pools[self.pool].stats.borrow_mut().ended(self.outcome);
+        self.slots.pools[self.pool].stats.borrow_mut().outcomes[self.outcome as usize] += 1;
     }
 }
 
@@ -125,18 +121,12 @@ impl PoolStats {
             absorbed: 0,
             refused: 0,
             members: vec![MemberStats::default(); plan.members.len()],
-            outcomes: [0; OUTCOMES.len()],
+            outcomes: OutcomeCounts::default(),
             hedges: (0, 0),
             conversations: [0; 3],
             typical_tokens: TYPICAL_TOKENS,
             recent: Default::default(),
             hedge_budget: RetryBudget::with(share, HEDGE_FLOOR, now),
-        }
-    }
-
-    fn ended(&mut self, outcome: &str) {
-        if let Some(place) = OUTCOMES.iter().position(|known| *known == outcome) {
-            self.outcomes[place] += 1;
         }
     }
 }

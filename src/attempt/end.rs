@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use crate::chat::{FailureClass, Phase, Usage};
 use crate::error::GatewayError;
+use crate::story::Outcome;
 
 /// Why the gateway itself ends a flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,14 +70,14 @@ pub enum End {
 }
 
 impl End {
-    /// Name for logs and metrics.
-    pub fn word(self) -> &'static str {
+    /// The outcome without its reason.
+    pub fn outcome(self) -> Outcome {
         match self {
-            Self::Served => "served",
-            Self::Failed(_) => "failed",
-            Self::Cancelled => "cancelled",
-            Self::Truncated(_) => "truncated",
-            Self::Cut => "cut",
+            Self::Served => Outcome::Served,
+            Self::Failed(_) => Outcome::Failed,
+            Self::Cancelled => Outcome::Cancelled,
+            Self::Truncated(_) => Outcome::Truncated,
+            Self::Cut => Outcome::Cut,
         }
     }
 }

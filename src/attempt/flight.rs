@@ -396,7 +396,7 @@ impl Flight {
         };
         tracing::record_all!(
             self.span.borrow(),
-            outcome = end.word(),
+            outcome = end.outcome().word(),
             class = class,
             first_content_seconds = first_content.map(|after| after.as_secs_f64()),
             "gen_ai.usage.input_tokens" = usage.map(|usage| usage.prompt_tokens),

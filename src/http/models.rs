@@ -11,6 +11,7 @@ use super::request_log::RequestLog;
 use super::{Gateway, auth, reply};
 use crate::error::GatewayError;
 use crate::settings::{Backend, BackendType, Settings};
+use crate::story::Outcome;
 
 /// Lists every name that a request may put in `model`.
 pub(super) async fn list(request: HttpRequest) -> HttpResponse {
@@ -36,7 +37,7 @@ fn answer(request: &HttpRequest, say: impl FnOnce(&mut BTreeMap<String, Value>) 
     });
     match said {
         Ok(said) => {
-            (log.status, log.outcome) = (200, "served");
+            (log.status, log.outcome) = (200, Outcome::Served);
             HttpResponse::Ok().json(said)
         }
         Err(error) => reply::respond(Err(error), log),

@@ -17,6 +17,7 @@ use super::request_log::RequestLog;
 use crate::attempt::{AnswerBody, COMMENT, LiveBody, Reply};
 use crate::dialect::openai::error_event;
 use crate::error::GatewayError;
+use crate::story::Outcome;
 
 const X_BACKEND: HeaderName = HeaderName::from_static("x-stagedoor-backend");
 const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-stagedoor-attempts");
@@ -154,7 +155,7 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
     }
     match answer.body {
         AnswerBody::Full(bytes) => {
-            log.outcome = "served";
+            log.outcome = Outcome::Served;
             response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
             if bytes.len() <= 2 * PIECE {
                 return response.body(bytes);
@@ -215,7 +216,7 @@ impl ClientBody {
                     AnswerBody::Live(live) => State::Live(live.take()),
                     AnswerBody::Full(bytes) => {
                         if let Some(log) = &mut self.log {
-                            log.outcome = "served";
+                            log.outcome = Outcome::Served;
                         }
                         State::Rest(bytes)
                     }

@@ -17,7 +17,7 @@ use crate::attempt::{Answer, Call, End};
 use crate::chat::{FailureClass, Usage};
 use crate::error::GatewayError;
 use crate::settings::{Backend, Route};
-use crate::story::{Story, is_absorbed};
+use crate::story::{Outcome, Story, is_absorbed};
 use crate::telemetry::{Ended, Meters, otlp};
 use crate::unix_time::unix_time;
 
@@ -35,7 +35,7 @@ pub(super) struct RequestLog {
     /// What was asked for.
     pub(super) operation: Option<&'static str>,
     pub(super) status: u16,
-    pub(super) outcome: &'static str,
+    pub(super) outcome: Outcome,
     class: Option<&'static str>,
     /// Whether it failed by what the client is to mend.
     is_clients: bool,
@@ -72,7 +72,7 @@ impl RequestLog {
             pool: None,
             operation: None,
             status: 0,
-            outcome: "cancelled",
+            outcome: Outcome::Cancelled,
             class: None,
             is_clients: false,
             backend: None,
@@ -146,7 +146,7 @@ impl RequestLog {
     pub(super) fn failed(&mut self, error: &GatewayError, status: u16, meant: u16) {
         self.status = status;
         self.is_clients = is_clients(meant);
-        self.outcome = "failed";
+        self.outcome = Outcome::Failed;
         self.class = Some(error.class());
         if let GatewayError::Upstream(failure) = error {
             self.backend.clone_from(&failure.backend);
@@ -165,7 +165,7 @@ impl RequestLog {
                 self.gateway.shared.settings.backends.get(usize::from(backend)).map(|backend| Arc::clone(&backend.name));
         }
         // As it is counted for its backend.
-        if self.outcome == "cancelled" && self.usage.is_none() && call.touched.load(Ordering::Relaxed) {
+        if self.outcome == Outcome::Cancelled && self.usage.is_none() && call.touched.load(Ordering::Relaxed) {
             self.usage = Some(Usage::estimate(call.body.len(), 0));
         }
     }
@@ -182,7 +182,7 @@ impl RequestLog {
     }
 
     pub(super) fn ended(&mut self, end: End, usage: Usage) {
-        self.outcome = end.word();
+        self.outcome = end.outcome();
         self.usage = Some(usage);
         if let End::Failed(class) | End::Truncated(class) = end {
             self.class = Some(class.word());
@@ -210,12 +210,12 @@ impl RequestLog {
         // What was refused before it had a route is counted here only.
         route.requests += u64::from(self.route_place.is_none());
         route.ended(self.outcome);
-        if self.outcome == "served" {
+        if self.outcome == Outcome::Served {
             route.duration.add(duration);
         }
         match self.first_content {
             Some(after) => route.first_content.add(after),
-            None => route.given_up += u64::from(self.outcome == "cancelled"),
+            None => route.given_up += u64::from(self.outcome == Outcome::Cancelled),
         }
         if let Some(class) = self.class {
             route.count_class(class, 1);
@@ -231,7 +231,7 @@ impl RequestLog {
             route = self.route.as_deref(),
             pool = self.pool.as_deref(),
             status = self.status,
-            outcome = self.outcome,
+            outcome = self.outcome.word(),
             class = self.class,
             backend = self.backend.as_deref(),
             "gen_ai.operation.name" = self.operation,

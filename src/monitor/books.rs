@@ -4,6 +4,7 @@ use crate::actors::ShardState;
 use crate::actors::tally::RouteStats;
 use crate::balance::MemberStats;
 use crate::settings::Settings;
+use crate::story::OutcomeCounts;
 
 /// What was counted since the process started.
 #[derive(Debug, Clone)]
@@ -21,8 +22,8 @@ pub(crate) struct Books {
 /// What was counted of all requests.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct GatewayCount {
-    /// How they have ended, in the order of [`crate::actors::tally::OUTCOMES`].
-    pub(crate) outcomes: [u64; 5],
+    /// How they have ended.
+    pub(crate) outcomes: OutcomeCounts,
     /// Of the failed ones, those that the client is to mend.
     pub(crate) client_errors: u64,
     /// Of the cancelled ones, those that were left before any content had come.

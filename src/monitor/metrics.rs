@@ -10,10 +10,11 @@ use std::fmt::{Display, Write as _};
 use super::books::Books;
 use super::state::{Backend, Pool, State};
 use crate::actors::ShardState;
-use crate::actors::tally::{OUTCOMES, RouteStats};
+use crate::actors::tally::RouteStats;
 use crate::balance::{Histogram, MemberStats};
 use crate::chat::FailureClass;
 use crate::settings::{self, Settings};
+use crate::story::Outcome;
 use crate::telemetry;
 
 /// The route of requests that no configured one took.
@@ -93,7 +94,7 @@ impl Sources<'_> {
         }
         let mut family = page.counter("stagedoor_requests_total", "Requests that have ended, by how.");
         for (route, stats) in &routes {
-            for (outcome, count) in OUTCOMES.iter().zip(stats.outcomes) {
+            for (outcome, count) in Outcome::ALL.map(Outcome::word).iter().zip(stats.outcomes) {
                 family.put(&[("route", route), ("outcome", outcome)], count);
             }
         }
@@ -238,7 +239,7 @@ fn of_pools(page: &mut Page, pools: &[(&std::sync::Arc<settings::Pool>, &Pool)])
         "Requests of the pool that have ended, by how; in pools of one also an operator's test prompts and standby checks.";
     let mut family = page.counter("stagedoor_pool_requests_total", help);
     for (_, pool) in pools {
-        for (outcome, count) in OUTCOMES.iter().zip(<[u64; 5]>::from(pool.outcomes)) {
+        for (outcome, count) in Outcome::ALL.map(Outcome::word).iter().zip(<[u64; 5]>::from(pool.outcomes)) {
             family.put(&[("pool", &pool.name), ("outcome", outcome)], count);
         }
     }
@@ -287,7 +288,7 @@ fn of_attempts(page: &mut Page, shares: &[Share<'_>]) {
     );
     for Share { labels: [pool, backend], stats, .. } in shares {
         let counts = [stats.served, stats.failed(), stats.cancelled, stats.truncated, stats.cut];
-        for (outcome, count) in OUTCOMES.iter().zip(counts) {
+        for (outcome, count) in Outcome::ALL.map(Outcome::word).iter().zip(counts) {
             family.put(&[*pool, *backend, ("outcome", outcome)], count);
         }
     }

@@ -11,7 +11,7 @@ use crate::actors::{OpenStory, ShardStories};
 use crate::balance::Door;
 use crate::chat::Usage;
 use crate::settings::Settings;
-use crate::story::{self, Story, Trace, TryEnd};
+use crate::story::{self, Outcome, Story, Trace, TryEnd};
 
 /// Requests in flight, and those that have ended.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
@@ -45,8 +45,8 @@ pub struct Ended {
     pub stream: bool,
     /// HTTP status.
     pub status: u16,
-    /// `served`, `failed`, `cancelled`, `truncated` or `cut`.
-    pub outcome: &'static str,
+    /// How it ended.
+    pub outcome: Outcome,
     /// Whether it was served although a try had failed.
     pub absorbed: bool,
     /// Class of its failure.

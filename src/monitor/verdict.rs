@@ -8,6 +8,7 @@ use super::state::{Condition, Level, Verdict};
 use crate::actors::slots::SharedBackend;
 use crate::balance::{CircuitState, MemberStats, ModelSlot, Moment};
 use crate::chat::FailureClass;
+use crate::story::OutcomeCounts;
 use crate::words::{grouped, in_a_row, several};
 
 /// Clients see errors when more of their requests fail than this.
@@ -156,7 +157,7 @@ impl Sources<'_> {
         let client_errors = gateway.client_errors.saturating_sub(since.client_errors);
         let lately = self.past.before(LATELY, self.now);
         let requests_per_second = lately.map_or(0.0, |(books, span)| {
-            let all = |outcomes: &[u64; 5]| outcomes.iter().sum::<u64>();
+            let all = |outcomes: &OutcomeCounts| outcomes.iter().sum::<u64>();
             let ended = all(&gateway.outcomes).saturating_sub(all(&books.gateway.outcomes));
             ended as f64 / span.as_secs_f64().max(1.0)
         });

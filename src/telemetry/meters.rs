@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::conventions::{BACKEND, Directory, ERROR, MODEL, OPERATION, POOL, PROVIDER, operation};
 use crate::chat::Usage;
+use crate::story::Outcome;
 
 /// Buckets that the conventions recommend.
 const DURATIONS: [f64; 14] = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
@@ -86,7 +87,7 @@ pub struct Ended<'a> {
     /// The model that was asked for upstream; where nobody answered, the one that the client named.
     pub model: Option<&'a str>,
     /// `served`, `failed`, `cancelled`, `truncated` or `cut`.
-    pub outcome: &'static str,
+    pub outcome: Outcome,
     /// Class of its failure.
     pub class: Option<&'static str>,
     /// From its first byte to the end of its reply.
@@ -132,9 +133,9 @@ impl Meters {
             labels: self.labels(ended),
             usage: ended.usage.filter(|usage| !usage.estimated),
             // A whole reply says nothing about its first token.
-            first_token: ended.first_content.filter(|_| ended.stream && ended.outcome == "served"),
+            first_token: ended.first_content.filter(|_| ended.stream && ended.outcome == Outcome::Served),
             duration: ended.duration,
-            error: (ended.outcome != "served").then(|| ended.class.unwrap_or(ended.outcome)),
+            error: (ended.outcome != Outcome::Served).then(|| ended.class.unwrap_or(ended.outcome.word())),
         };
         if self.queue.try_send(Measure::Request(Box::new(request))).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);

@@ -21,6 +21,7 @@ use crate::chat::Usage;
 use crate::http::Gateway;
 use crate::monitor::Steps;
 use crate::settings::Backend;
+use crate::story::Outcome;
 
 /// What is asked when the operator says nothing else.
 const PROMPT: &str = "Say hello in five words.";
@@ -55,8 +56,8 @@ struct TestResult {
     backend: String,
     /// Id of the request.
     id: String,
-    /// `served`, `failed`, `truncated`, `cut` or `cancelled`.
-    outcome: &'static str,
+    /// How it ended.
+    outcome: Outcome,
     /// Status that a client would have got.
     status: u16,
     /// Why it failed.
@@ -106,7 +107,7 @@ pub(super) async fn test(request: HttpRequest, body: Result<web::Bytes, actix_we
     act.note(
         "test",
         &json!({
-            "outcome": result.outcome,
+            "outcome": result.outcome.word(),
             "first_content_seconds": seconds(result.first_content_seconds),
             "total_seconds": seconds(Some(result.total_seconds)),
             "error": result.error,
@@ -127,7 +128,7 @@ async fn ask(gateway: &Gateway, backend: &Backend, prompt: &TestPrompt) -> Resul
     let mut result = TestResult {
         backend: backend.name.to_string(),
         id: call.id.to_string(),
-        outcome: "failed",
+        outcome: Outcome::Failed,
         status: 200,
         error: None,
         model: None,
@@ -141,7 +142,7 @@ async fn ask(gateway: &Gateway, backend: &Backend, prompt: &TestPrompt) -> Resul
     let counting = Counting::begin(slots, pool.index);
     match address.send(Dispatch(Arc::clone(&call))).await {
         Err(_) => {
-            counting.end("failed");
+            counting.end(Outcome::Failed);
             return Err(gone());
         }
         Ok(Ok(answer)) => take(*answer, &mut result).await,
@@ -176,7 +177,7 @@ async fn take(answer: Answer, result: &mut TestResult) {
     result.usage = answer.usage;
     match answer.body {
         AnswerBody::Full(bytes) => {
-            result.outcome = "served";
+            result.outcome = Outcome::Served;
             let whole: Value = serde_json::from_slice(&bytes).unwrap_or_default();
             result.text = shown(whole["choices"][0]["message"]["content"].as_str().unwrap_or_default());
         }
@@ -193,7 +194,7 @@ async fn read(mut live: LiveBody, result: &mut TestResult) {
         }
     }
     let (end, usage) = live.ending();
-    (result.outcome, result.usage) = (end.word(), Some(usage));
+    (result.outcome, result.usage) = (end.outcome(), Some(usage));
     if let End::Truncated(class) | End::Failed(class) = end {
         result.error = Some(class.word().to_owned());
     }

@@ -6,10 +6,10 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{Problem, Refused, enter, not_found, refuse, report};
-use crate::actors::tally::OUTCOMES;
 use crate::actors::{AskStories, FindStories, ShardStories};
 use crate::http::Gateway;
 use crate::monitor::{Requests, Told, newest};
+use crate::story::Outcome;
 
 /// Stories in one answer when no other number is asked for, and the most.
 const LISTED: (usize, usize) = (100, 10_000);
@@ -39,7 +39,10 @@ pub(super) async fn list(request: HttpRequest) -> Result<HttpResponse, Refused> 
     let options = match web::Query::<ListOptions>::from_query(request.query_string()) {
         Ok(options) if options.outcome.as_deref().is_none_or(is_outcome) => options.into_inner(),
         _ => {
-            let words = format!("the options are `limit`, a number, and `outcome`: {}, absorbed", OUTCOMES.join(", "));
+            let words = format!(
+                "the options are `limit`, a number, and `outcome`: {}, absorbed",
+                Outcome::ALL.map(Outcome::word).join(", ")
+            );
             return Err(refuse(StatusCode::BAD_REQUEST, &words, "invalid_value"));
         }
     };
@@ -50,7 +53,7 @@ pub(super) async fn list(request: HttpRequest) -> Result<HttpResponse, Refused> 
 }
 
 fn is_outcome(word: &str) -> bool {
-    word == "absorbed" || OUTCOMES.contains(&word)
+    word == "absorbed" || Outcome::ALL.iter().any(|outcome| outcome.word() == word)
 }
 
 /// A request's story, in flight or ended. A client may have used an id more than once: the newest is told.
