@@ -166,7 +166,7 @@ impl Outcome {
     pub const ALL: [Self; 5] = [Self::Served, Self::Failed, Self::Cancelled, Self::Truncated, Self::Cut];
 
     /// Name for logs, metrics and stories.
-    pub const fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Self::Served => "served",
             Self::Failed => "failed",

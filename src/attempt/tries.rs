@@ -1,5 +1,6 @@
 //! The tries of one job at one backend: the failure table's retries, each try under its phase limits.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -138,7 +139,6 @@ fn is_gone(call: &Call, ledger: &Ledger) -> bool {
     if ledger.sent && !call.repeatable {
         return true;
     }
-    let is_safe = |method: &Method| *method == Method::GET || *method == Method::HEAD;
     call.passthrough.as_ref().is_some_and(|passthrough| {
         let begun =
             passthrough.stream.as_ref().is_some_and(|stream| stream.payload.lock().is_ok_and(|payload| payload.is_none()));
@@ -207,48 +207,18 @@ async fn one_try(
         recall: &|id| station.memory.recall(id, now),
         images: images.as_deref().unwrap_or(&none),
     };
-    let mut dropped = SmallVec::new();
-    let mut own_headers = Vec::new();
-    // All parts but the last, where a request must be sent in several.
-    let mut parts: SmallVec<[Bytes; 1]> = SmallVec::new();
     let make = || codec.url(backend, call.endpoint, path_of(call), model, call.is_stream());
-    let (method, headers, url, body) = match &call.passthrough {
-        None => {
-            let mut encoded = codec.encode(&ask)?;
-            dropped = encoded.dropped;
-            own_headers.extend(encoded.headers.into_iter().filter_map(header_of));
-            let last = encoded.bodies.pop().unwrap_or_default();
-            parts = encoded.bodies;
-            let known =
-                Address::Known { model: codec.model_in_url(backend).then_some(model), stream: call.is_stream(), make: &make };
-            (Method::POST, own_headers.as_slice(), known, OutgoingBody::Full(last))
-        }
-        Some(passthrough) => {
-            let body = match &passthrough.stream {
-                Some(stream) => {
-                    let payload = stream.payload.lock().ok().and_then(|mut payload| payload.take());
-                    let payload =
-                        payload.ok_or_else(|| Failure::new(FailureClass::Socket, "the request body was sent already"))?;
-                    OutgoingBody::Stream { length: stream.length, bytes: payload.take().0 }
-                }
-                None => OutgoingBody::Full(codec.encode(&ask)?.bodies.pop().unwrap_or_default()),
-            };
-            (passthrough.method.clone(), passthrough.headers.as_slice(), Address::Own(make()), body)
-        }
-    };
+    let Formed { method, url, headers, parts, body, dropped } = form(station, call, &ask, &make)?;
     call.touched.store(true, Ordering::Relaxed);
-    // It cannot be sent again either when a connection of the pool turns out to be dead.
-    // Neither is a large body, so neither may meet one.
-    let is_safe = method == Method::GET || method == Method::HEAD;
-    let may_resend = call.repeatable && (call.passthrough.is_none() || is_safe);
-    let pooled = pooled && may_resend && call.body.len() <= RESEND_LIMIT;
+    let pooled = pooled && may_meet_a_dead_connection(call, &method);
     let mut replies: SmallVec<[Bytes; 1]> = SmallVec::new();
     for part in parts {
         let body = OutgoingBody::Full(part);
-        let request = Outgoing { endpoint: call.endpoint, method: Method::POST, url: url.clone(), headers, body, pooled };
+        let request =
+            Outgoing { endpoint: call.endpoint, method: Method::POST, url: url.clone(), headers: &headers, body, pooled };
         replies.push(Box::pin(send_part(station, request, ledger, attempt_ends)).await?);
     }
-    let request = Outgoing { endpoint: call.endpoint, method, url, headers, body, pooled };
+    let request = Outgoing { endpoint: call.endpoint, method, url, headers: &headers, body, pooled };
     let incoming = head_of(station.send(request, head_ends), ledger, head_ends).await?;
     if let Some(flight) = flight {
         flight.note_head();
@@ -282,6 +252,65 @@ async fn one_try(
     } else {
         whole_reply(head, &ask, replies, incoming, flight, attempt_ends).await
     }
+}
+
+/// A request as its backend takes it.
+struct Formed<'a> {
+    method: Method,
+    url: Address<'a>,
+    headers: Cow<'a, [(HeaderName, HeaderValue)]>,
+    /// All parts but the last, where it must be sent in several.
+    parts: SmallVec<[Bytes; 1]>,
+    /// The last part.
+    body: OutgoingBody,
+    /// Fields that are left out.
+    dropped: SmallVec<[Box<str>; 4]>,
+}
+
+/// Says a request in its backend's dialect; what passes through is said as it came.
+fn form<'a>(station: &Station, call: &'a Call, ask: &Ask<'a>, make: &'a dyn Fn() -> String) -> Result<Formed<'a>, Failure> {
+    let codec = &station.codec;
+    let Some(passthrough) = &call.passthrough else {
+        let mut encoded = codec.encode(ask)?;
+        let last = encoded.bodies.pop().unwrap_or_default();
+        let model = codec.model_in_url(&station.backend).then_some(ask.model);
+        return Ok(Formed {
+            method: Method::POST,
+            url: Address::Known { model, stream: call.is_stream(), make },
+            headers: encoded.headers.into_iter().filter_map(header_of).collect(),
+            parts: encoded.bodies,
+            body: OutgoingBody::Full(last),
+            dropped: encoded.dropped,
+        });
+    };
+    let body = match &passthrough.stream {
+        None => OutgoingBody::Full(codec.encode(ask)?.bodies.pop().unwrap_or_default()),
+        Some(stream) => {
+            let payload = stream.payload.lock().ok().and_then(|mut payload| payload.take());
+            let payload = payload.ok_or_else(|| Failure::new(FailureClass::Socket, "the request body was sent already"))?;
+            OutgoingBody::Stream { length: stream.length, bytes: payload.take().0 }
+        }
+    };
+    Ok(Formed {
+        method: passthrough.method.clone(),
+        url: Address::Own(make()),
+        headers: Cow::Borrowed(&passthrough.headers),
+        parts: SmallVec::new(),
+        body,
+        dropped: SmallVec::new(),
+    })
+}
+
+/// Whether a request may go over a connection of the pool, which may turn out to be dead: it must then be sent again, and
+/// neither what must not be repeated nor a large body is.
+fn may_meet_a_dead_connection(call: &Call, method: &Method) -> bool {
+    let may_resend = call.repeatable && (call.passthrough.is_none() || is_safe(method));
+    may_resend && call.body.len() <= RESEND_LIMIT
+}
+
+/// Whether a request of this method changes nothing.
+fn is_safe(method: &Method) -> bool {
+    *method == Method::GET || *method == Method::HEAD
 }
 
 /// Fetches the images that this backend's dialect cannot pass on by their addresses.

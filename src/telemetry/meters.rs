@@ -135,7 +135,7 @@ impl Meters {
             // A whole reply says nothing about its first token.
             first_token: ended.first_content.filter(|_| ended.stream && ended.outcome == Outcome::Served),
             duration: ended.duration,
-            error: (ended.outcome != Outcome::Served).then(|| ended.class.unwrap_or(ended.outcome.word())),
+            error: (ended.outcome != Outcome::Served).then(|| ended.class.unwrap_or_else(|| ended.outcome.word())),
         };
         if self.queue.try_send(Measure::Request(Box::new(request))).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
