@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 pub use thinking::{Effort, Thinking, ThinkingKind};
 pub use tools::{
     AllowedTool, AllowedTools, CalledFunction, Choice, ChoiceMode, ExtraContent, Function, FunctionName, GoogleContent,
-    NamedChoice, Tool, ToolCall, ToolChoice, check_calls,
+    NamedChoice, Tool, ToolCall, ToolChoice, check_calls, schema_tree,
 };
 
 use super::{Failure, FailureClass};

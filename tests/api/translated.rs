@@ -340,3 +340,25 @@ async fn known_models_are_listed_with_what_is_known_of_them() {
     let old = gateway.get("/v1/models/ant%2Fclaude-3-opus-20240229").await.json();
     assert_eq!(old["shutdown_date"], "2026-01-05", "{old}");
 }
+
+#[tokio::test]
+async fn a_schema_that_is_too_large_is_refused_by_name_and_the_gateway_serves_on() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: claude, type: simulated, config: { dialect: anthropic } }\n  - { name: gemini, type: simulated, config: { dialect: google } }\n",
+    );
+    let large: Vec<u32> = (0..300_000).collect();
+    let schema = json!({ "type": "object", "properties": { "a": { "type": "integer", "enum": large } }, "required": ["a"] });
+    for model in ["claude", "gemini"] {
+        let mut body = chat_body(model, "hi", false);
+        body["tools"] = json!([{ "type": "function", "function": { "name": "f", "strict": true, "parameters": schema } }]);
+        let refused = gateway.post("/v1/chat/completions", &body).await;
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("tools")), "{model}: {}", refused.text());
+        assert!(refused.text().contains("larger than 1MiB"), "{model}: {}", refused.text());
+        let mut body = chat_body(model, "hi", false);
+        body["response_format"] = json!({ "type": "json_schema", "json_schema": { "name": "s", "schema": schema } });
+        let refused = gateway.post("/v1/chat/completions", &body).await;
+        let param = &refused.json()["error"]["param"];
+        assert_eq!((refused.status, param), (400, &json!("response_format")), "{model}: {}", refused.text());
+        assert_eq!(gateway.chat(model, "hi").await.status, 200);
+    }
+}

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{Text, caller, unsupported};
@@ -179,6 +180,20 @@ impl CalledFunction<'_> {
             }
         }
     }
+}
+
+/// Bytes of one schema at most: it is worked over as a tree, which takes many times as many.
+const MAX_SCHEMA: usize = 1 << 20;
+
+/// The tree of a schema, which stands in a top-level field; `what` names it in words.
+///
+/// # Errors
+/// `Caller` for one that is too large or too deep.
+pub fn schema_tree(schema: &RawValue, field: &str, what: impl FnOnce() -> String) -> Result<Value, Failure> {
+    if schema.get().len() > MAX_SCHEMA {
+        return Err(caller(field, format!("{} is larger than 1MiB", what())));
+    }
+    serde_json::from_str(schema.get()).map_err(|error| caller(field, format!("{} cannot be read: {error}", what())))
 }
 
 /// Calls of one turn at most.

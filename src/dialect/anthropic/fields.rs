@@ -77,7 +77,7 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "modalities", rule: "refused when it asks for more than text" },
     Lossy { field: "audio", rule: "refused" },
     Lossy { field: "web_search_options", rule: "refused" },
-    Lossy { field: "tools", rule: "refused when one is not a function" },
+    Lossy { field: "tools", rule: "refused when one is not a function, or has a schema larger than 1MiB" },
     Lossy { field: "tool_choice", rule: "refused when it forces a tool and the model takes no force" },
     Lossy { field: "messages", rule: "refused with audio, http images or foreign file ids" },
 ];

@@ -16,7 +16,7 @@ use super::thinking::{self, Circumstances, Native, Plan};
 use super::tools::{Choice, Tool, tools};
 use super::{BETA, schema};
 use crate::catalogue::{AnthropicRules, Sampling};
-use crate::chat::request::{Effort, Request, Stop, unsupported};
+use crate::chat::request::{Effort, Request, Stop, schema_tree, unsupported};
 use crate::chat::{Endpoint, Failure};
 use crate::dialect::{Ask, Dropped, Encoded};
 
@@ -203,8 +203,8 @@ fn format<'a>(
         }
         "json_schema" if rules.structured => {
             const FIELD: &str = "response_format.json_schema.schema";
-            let schema = format.json_schema.as_ref().and_then(|format| format.schema).map_or("{}", RawValue::get);
-            let tree: Value = serde_json::from_str(schema).unwrap_or(Value::Null);
+            let schema = format.json_schema.as_ref().and_then(|format| format.schema);
+            let tree = schema.map_or(Ok(json!({})), |schema| schema_tree(schema, "response_format", || format!("`{FIELD}`")))?;
             let Some(closed) = schema::closed(&tree, count) else {
                 let why = "holds what Anthropic cannot hold an answer to, such as free keys or recursion";
                 return Err(unsupported(FIELD, format!("`{FIELD}` {why}")));

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::schema::{self, Count};
 use crate::catalogue::AnthropicRules;
 use crate::chat::Failure;
-use crate::chat::request::{ChoiceMode, Function, Request, caller, unsupported};
+use crate::chat::request::{ChoiceMode, Function, Request, caller, schema_tree, unsupported};
 use crate::dialect::raw;
 
 /// Strict tools in one request.
@@ -141,9 +141,9 @@ fn input_schema<'a>(
     let Some(parameters) = function.parameters.filter(|parameters| parameters.get() != "null") else {
         return Ok((Cow::Owned(raw(r#"{"type":"object","properties":{}}"#.into())), false));
     };
-    let wrong = || caller("tools", format!("`parameters` of the function `{}` must be a JSON Schema object", &*function.name));
+    let what = || format!("`parameters` of the function `{}`", &*function.name);
     if function.strict == Some(true) && may_be_strict {
-        let tree: Value = serde_json::from_str(parameters.get()).map_err(|_| wrong())?;
+        let tree = schema_tree(parameters, "tools", what)?;
         // Alternatives and references at the root must be made one object, and then cannot be held to.
         if let Some(strict) = schema::closed(&tree, count).filter(is_object) {
             return Ok((Cow::Owned(raw(strict.to_string())), true));
@@ -154,7 +154,9 @@ fn input_schema<'a>(
     if is_plain {
         return Ok((Cow::Borrowed(parameters), false));
     }
-    let tree: Map<String, Value> = serde_json::from_str(parameters.get()).map_err(|_| wrong())?;
+    let Value::Object(tree) = schema_tree(parameters, "tools", what)? else {
+        return Err(caller("tools", format!("{} must be a JSON Schema object", what())));
+    };
     Ok((Cow::Owned(raw(object_root(tree).to_string())), false))
 }
 

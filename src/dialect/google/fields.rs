@@ -80,7 +80,7 @@ pub const LOSSY: &[Lossy] = &[
     Lossy { field: "modalities", rule: "refused when it asks for more than text and image" },
     Lossy { field: "audio", rule: "refused" },
     Lossy { field: "web_search_options", rule: "refused" },
-    Lossy { field: "tools", rule: "refused when one is not a function" },
+    Lossy { field: "tools", rule: "refused when one is not a function, or has a schema larger than 1MiB" },
     Lossy { field: "response_format", rule: "refused beside tools where the model takes one of both" },
     Lossy { field: "messages", rule: "refused with foreign file ids, and with images that cannot be fetched" },
     Lossy { field: "input", rule: "refused with token ids" },

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::address::bare;
@@ -12,7 +11,7 @@ use super::schema;
 use super::tools::{Declarations, ToolConfig, tools};
 use crate::catalogue::GoogleRules;
 use crate::chat::Failure;
-use crate::chat::request::{Effort, Request, Stop, caller, unsupported};
+use crate::chat::request::{Effort, Request, Stop, caller, schema_tree, unsupported};
 use crate::dialect::{Ask, Dropped, Encoded};
 
 /// Stop sequences at most.
@@ -242,8 +241,10 @@ fn format(
         }
         "json_object" => {}
         "json_schema" => {
-            let text = format.json_schema.as_ref().and_then(|format| format.schema).map_or("{}", RawValue::get);
-            let tree: Value = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
+            let schema = format.json_schema.as_ref().and_then(|format| format.schema);
+            let tree = schema.map_or(Ok(json!({})), |schema| {
+                schema_tree(schema, "response_format", || "`response_format.json_schema.schema`".into())
+            })?;
             match rules.json_schema {
                 true => config.response_json_schema = Some(schema::plain(tree)),
                 false => config.response_schema = Some(schema::message(&tree)),

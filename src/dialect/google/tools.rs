@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::schema;
 use crate::catalogue::GoogleRules;
 use crate::chat::Failure;
-use crate::chat::request::{ChoiceMode, Function, Request, caller};
+use crate::chat::request::{ChoiceMode, Function, Request, caller, schema_tree};
 use crate::dialect::{Dropped, raw};
 
 /// All functions, which stand in one object.
@@ -87,7 +87,7 @@ fn declaration<'a>(function: &'a Function<'a>, rules: &GoogleRules) -> Result<De
     let Some(parameters) = function.parameters.filter(|parameters| !matches!(parameters.get(), "null" | "{}")) else {
         return Ok(out);
     };
-    let tree: Value = serde_json::from_str(parameters.get()).unwrap_or(Value::Null);
+    let tree = schema_tree(parameters, "tools", || format!("`parameters` of the function `{}`", &*function.name))?;
     if !tree.is_object() {
         let name = &*function.name;
         return Err(caller("tools", format!("`parameters` of the function `{name}` must be a JSON Schema object")));
