@@ -1,4 +1,4 @@
-//! Bad input from either side: what clients must not send, what providers should not answer, and what passes through.
+//! Bad input from either side: what clients must not send, and what providers should not answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,17 +8,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use crate::passthrough::passing;
 use crate::streams::{Listener, assert_broken_after, one, pair, said};
 use crate::support::{
-    Gateway, PATIENCE, Provider, Reply, backend, chat_body, completion, eventually, read_body, read_chunk, read_head,
-    try_read_head, word_event,
+    Gateway, Provider, Reply, backend, chat_body, completion, eventually, read_body, read_head, try_read_head, word_event,
 };
 
-const JSON: (&str, &str) = ("content-type", "application/json");
+pub const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// Sends bytes as a chat request's body.
 async fn chat_bytes(gateway: &Gateway, body: &[u8]) -> Reply {
@@ -26,20 +26,20 @@ async fn chat_bytes(gateway: &Gateway, body: &[u8]) -> Reply {
 }
 
 /// Writes bytes to the gateway as they are.
-async fn raw(gateway: &Gateway, bytes: &[u8]) -> TcpStream {
+pub async fn raw(gateway: &Gateway, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     stream
 }
 
 /// Reads a whole reply.
-async fn reply(mut stream: TcpStream) -> Reply {
+pub async fn reply(mut stream: TcpStream) -> Reply {
     let head = read_head(&mut stream).await;
     let body = read_body(&mut stream, &head).await;
     Reply { status: head.status, headers: head.headers, body }
 }
 
-fn assert_error(reply: &Reply, status: u16, code: &str, case: &str) {
+pub fn assert_error(reply: &Reply, status: u16, code: &str, case: &str) {
     assert_eq!((reply.status, reply.code().as_str()), (status, code), "{case}: {}", reply.text());
     let error = &reply.json()["error"];
     assert!(error["message"].is_string() && error["type"].is_string(), "{case}: {error}");
@@ -579,27 +579,8 @@ async fn a_refusal_carries_the_providers_limits_and_request_id() {
     assert_eq!(told.map(|name| reply.header(name)), [Some("0"), Some("6s"), Some("up-9"), None]);
 }
 
-#[tokio::test]
-async fn a_part_of_a_file_is_passed_through_with_what_says_which_part_it_is() {
-    let provider = Provider::start(|_, mut wire| async move {
-        let told = [("content-range", "bytes 0-3/9"), ("accept-ranges", "bytes"), ("etag", "\"v1\""), ("set-cookie", "a=b")];
-        wire.reply(206, "text/plain", &told, b"part").await;
-        Some(wire)
-    })
-    .await;
-    let gateway = Gateway::start(&format!(
-        "backends:\n{}routes:\n  - {{ name: all, path: /v1/*, methods: [GET], backend: up }}\n",
-        backend("up", &provider.endpoint(), "")
-    ));
-    let reply = gateway.send("GET", "/v1/files/f/content", &[("range", "bytes=0-3")], b"").await;
-    assert_eq!((reply.status, reply.text()), (206, "part".into()));
-    assert_eq!(provider.requests()[0].head.header("range"), Some("bytes=0-3"));
-    let told = ["content-range", "accept-ranges", "etag", "set-cookie"];
-    assert_eq!(told.map(|name| reply.header(name)), [Some("bytes 0-3/9"), Some("bytes"), Some("\"v1\""), None]);
-}
-
 /// A provider that writes these bytes as its reply and closes.
-async fn writing(bytes: Vec<u8>) -> Provider {
+pub async fn writing(bytes: Vec<u8>) -> Provider {
     let bytes = Arc::new(bytes);
     Provider::start(move |_, mut wire| {
         let bytes = Arc::clone(&bytes);
@@ -611,7 +592,7 @@ async fn writing(bytes: Vec<u8>) -> Provider {
     .await
 }
 
-fn http(head: &str, body: &str) -> Vec<u8> {
+pub fn http(head: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
@@ -741,7 +722,7 @@ const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\
 const JSON_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
 const ERROR_HEAD: &str = "HTTP/1.1 500 X\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
 /// What the limits of the gateway and the sockets on the way may take of a reply without end.
-const TAKEN: usize = 64 << 20;
+pub const TAKEN: usize = 64 << 20;
 
 #[tokio::test]
 async fn a_reply_without_end_is_given_up() {
@@ -850,228 +831,6 @@ async fn bytes_behind_a_reply_never_reach_the_next_request() {
             assert_eq!(served.json()["choices"][0]["message"]["content"], text, "in one write: {at_once}");
         }
     }
-}
-
-/// A gateway whose every path below /v1 leads to one backend.
-fn passing(provider: &Provider, more: &str) -> Gateway {
-    Gateway::start(&format!(
-        "backends:\n{}routes:\n  - {{ name: all, path: /v1/*, methods: [GET, POST, PUT, DELETE, HEAD], backend: up }}\n",
-        backend("up", &provider.endpoint(), more)
-    ))
-}
-
-/// Reads a request's body until it has this many bytes.
-async fn take(stream: &mut TcpStream, body: &mut Vec<u8>, wanted: usize, is_chunked: bool) {
-    let reading = async {
-        while body.len() < wanted {
-            if is_chunked {
-                body.extend(read_chunk(stream).await.expect("the body goes on"));
-            } else {
-                assert!(stream.read_buf(body).await.expect("the body goes on") > 0);
-            }
-        }
-    };
-    timeout(PATIENCE, reading).await.expect("the body comes while it is sent");
-}
-
-#[tokio::test]
-async fn a_multipart_body_is_streamed_through_as_it_is() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}/v1", listener.local_addr().unwrap());
-    let gateway = Gateway::start(&format!(
-        "backends:\n{}routes:\n  - {{ name: audio, path: /v1/audio/transcriptions, backend: up }}\n",
-        backend("up", &endpoint, "")
-    ));
-    let field = b"--edge\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\nup/whisper-1\r\n";
-    let file = b"--edge\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
-    // Larger than what may be gathered before it is sent on.
-    let part = [field.as_slice(), file, &[0xff; 512 << 10]].concat();
-    let rest = b"\x00\r\n--edge--\r\n";
-    for in_chunks in [false, true] {
-        let length = if in_chunks {
-            "transfer-encoding: chunked".to_owned()
-        } else {
-            format!("content-length: {}", part.len() + rest.len())
-        };
-        let head = format!(
-            "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=edge\r\n{length}\r\n\r\n"
-        );
-        let piece = |bytes: &[u8]| match in_chunks {
-            true => [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat(),
-            false => bytes.to_vec(),
-        };
-        let mut client = raw(&gateway, &[head.as_bytes(), &piece(&part)].concat()).await;
-        let (mut provider, _) =
-            timeout(PATIENCE, listener.accept()).await.expect("the request comes while its body does").unwrap();
-        let received = read_head(&mut provider).await;
-        assert_eq!(received.line, "POST /v1/audio/transcriptions HTTP/1.1");
-        assert_eq!(received.header("content-type"), Some("multipart/form-data; boundary=edge"));
-        let is_chunked = received.header("transfer-encoding").is_some();
-        assert_eq!(is_chunked, in_chunks, "{received:?}");
-        let mut body = Vec::new();
-        // Much of the first part arrives while the client still holds the second back.
-        take(&mut provider, &mut body, part.len() / 2, is_chunked).await;
-        client.write_all(&piece(rest)).await.unwrap();
-        if in_chunks {
-            client.write_all(b"0\r\n\r\n").await.unwrap();
-        }
-        take(&mut provider, &mut body, part.len() + rest.len(), is_chunked).await;
-        assert!(body == [part.as_slice(), rest].concat(), "the body arrives changed");
-        provider
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello")
-            .await
-            .unwrap();
-        let served = reply(client).await;
-        assert_eq!((served.status, served.text().as_str()), (200, "hello"));
-        assert_eq!(served.header("content-type"), Some("text/plain"));
-    }
-}
-
-#[tokio::test]
-async fn the_model_is_rewritten_in_json_that_passes_through() {
-    let provider = Provider::start(|_, mut wire| async move {
-        wire.json(200, &json!({ "data": [] })).await;
-        Some(wire)
-    })
-    .await;
-    let gateway = passing(&provider, "models: { draw: dall-e-3 }");
-    for (model, sent) in
-        [("up/dall-e-2", "dall-e-2"), ("draw", "dall-e-3"), ("up/draw", "dall-e-3"), ("up", "m"), ("dall-e-2", "dall-e-2")]
-    {
-        let served = gateway.post("/v1/images/generations", &json!({ "model": model, "prompt": "a cat", "n": 1 })).await;
-        assert_eq!(served.status, 200, "{model}: {}", served.text());
-        let request = provider.requests().pop().unwrap();
-        assert_eq!(request.head.line, "POST /v1/images/generations HTTP/1.1");
-        assert_eq!(request.json(), json!({ "model": sent, "prompt": "a cat", "n": 1 }), "{model}");
-    }
-    let served = gateway.post("/v1/images/generations", &json!({ "prompt": "a cat" })).await;
-    assert_eq!(served.status, 200);
-    assert_eq!(provider.requests().pop().unwrap().json(), json!({ "prompt": "a cat" }));
-    assert_error(
-        &gateway.send("POST", "/v1/images/generations", &[JSON], b"{\"model\":").await,
-        400,
-        "invalid_json",
-        "broken JSON",
-    );
-}
-
-#[tokio::test]
-async fn status_and_bytes_of_a_passed_through_reply_are_the_providers_own() {
-    let bytes: &'static [u8] = b"\x00\xffID3 sound";
-    for status in [200, 201, 206, 302, 400, 404, 418, 429, 500, 503] {
-        let provider = Provider::start(move |_, mut wire| async move {
-            wire.reply(status, "audio/mpeg", &[("content-disposition", "attachment")], bytes).await;
-            Some(wire)
-        })
-        .await;
-        let gateway = passing(&provider, "");
-        let served = gateway.post("/v1/audio/speech", &json!({ "model": "tts-1", "input": "hi" })).await;
-        assert_eq!((served.status, served.body.as_slice()), (status, bytes));
-        assert_eq!(served.header("content-type"), Some("audio/mpeg"));
-        assert_eq!(served.header("content-length"), Some("11"));
-        assert_eq!(served.header("content-disposition"), Some("attachment"));
-        assert_eq!(served.header("x-stagedoor-backend"), Some("up"));
-        assert_eq!(provider.requests().len(), 1, "{status} is the client's to judge");
-    }
-}
-
-#[tokio::test]
-async fn a_passed_through_reply_is_streamed() {
-    let go_on = Arc::new(Notify::new());
-    let may_go_on = Arc::clone(&go_on);
-    let provider = Provider::start(move |_, mut wire| {
-        let may_go_on = Arc::clone(&may_go_on);
-        async move {
-            wire.raw(b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ntransfer-encoding: chunked\r\n\r\n").await;
-            wire.chunk("first").await;
-            may_go_on.notified().await;
-            wire.chunk("second").await;
-            wire.end_chunks().await;
-            Some(wire)
-        }
-    })
-    .await;
-    let gateway = passing(&provider, "");
-    let client = gateway.open("GET", "/v1/files/f-1/content?part=2&x=%20", &[], b"").await;
-    let mut client = Listener::of(client).await;
-    client.until("first").await;
-    go_on.notify_one();
-    let (served, whole) = client.finish().await;
-    assert_eq!((served.text().as_str(), whole), ("firstsecond", true));
-    assert_eq!(provider.requests()[0].head.line, "GET /v1/files/f-1/content?part=2&x=%20 HTTP/1.1");
-}
-
-#[tokio::test]
-async fn a_passed_through_reply_that_is_cut_does_not_look_whole() {
-    for length in ["content-length: 10\r\n\r\nfirst", "transfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n"] {
-        let provider = writing(format!("HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\n{length}").into_bytes()).await;
-        let gateway = passing(&provider, "");
-        let mut client = gateway.open("GET", "/v1/files/f-1/content", &[("connection", "close")], b"").await;
-        let mut seen = Vec::new();
-        // A reset ends it as well as an early end of file, and it may come before the head was written.
-        let _ = timeout(PATIENCE, client.read_to_end(&mut seen)).await.expect("the connection is closed");
-        let seen = String::from_utf8_lossy(&seen);
-        let (head, body) = seen.split_once("\r\n\r\n").unwrap_or_default();
-        assert!(!body.ends_with("0\r\n\r\n") && body.len() < 15, "{length}: {seen}");
-        let head = head.to_lowercase();
-        let frame = length.split_once("\r\n").unwrap().0;
-        assert!(head.is_empty() || head.contains(frame), "{length}: it must go on saying so, or an end would be one: {seen}");
-    }
-}
-
-#[tokio::test]
-async fn a_passed_through_request_is_not_sent_twice_once_a_provider_has_it() {
-    let provider = Provider::start(|_, _| async { None }).await;
-    let gateway = passing(&provider, "");
-    let refused = gateway.post("/v1/images/generations", &json!({ "model": "up", "prompt": "a cat" })).await;
-    assert_eq!(refused.status, 502, "{}", refused.text());
-    assert_eq!(provider.requests().len(), 1);
-    let multipart = [("content-type", "multipart/form-data; boundary=x")];
-    assert_eq!(gateway.send("POST", "/v1/files", &multipart, b"--x--\r\n").await.status, 502);
-    assert_eq!(provider.requests().len(), 2);
-}
-
-#[tokio::test]
-async fn a_path_that_could_mean_something_else_upstream_is_refused() {
-    let provider = Provider::saying("hello").await;
-    let gateway = passing(&provider, "");
-    for path in [
-        "/v1/files/../models",
-        "/v1/files/./x",
-        "/v1/files/..",
-        "/v1/files/%2e%2e/models",
-        "/v1/files/%2E%2E",
-        "/v1/files/.%2e/x",
-        "/v1/files/a%2fb",
-        "/v1/files/a%5cb",
-        "/v1/files/a%0d%0ab",
-        "/v1/files//x",
-        "/v1//etc",
-        "/v1/files/a%00",
-        "/v1/files/a\\b",
-    ] {
-        let refused = gateway.get(path).await;
-        assert_eq!(refused.status, 400, "{path}: {}", refused.text());
-    }
-    assert_eq!(provider.requests().len(), 0);
-}
-
-#[tokio::test]
-async fn a_passed_through_path_needs_one_backend() {
-    let provider = Provider::saying("hello").await;
-    let pool = format!(
-        "backends:\n{}{}  - {{ name: pool, type: pool, backends: [ {{ name: a }}, {{ name: b }} ] }}\n",
-        backend("a", &provider.endpoint(), ""),
-        backend("b", &provider.endpoint(), ""),
-    );
-    let exact = format!("{pool}routes:\n  - {{ name: images, path: /v1/images/generations, backend: pool }}\n");
-    let refused = stagedoor::settings::from_text("test", &exact, &std::collections::BTreeMap::new());
-    assert!(refused.unwrap_err().to_string().contains("routes[images]"));
-    let gateway = Gateway::start(&format!("{pool}routes:\n  - {{ name: all, path: /v1/*, backend: pool }}\n"));
-    let refused = gateway.post("/v1/images/generations", &json!({ "model": "x", "prompt": "a cat" })).await;
-    assert_eq!(refused.status, 501, "{}", refused.text());
-    assert_eq!(provider.requests().len(), 0);
-    assert_eq!(gateway.chat("pool", "hi").await.status, 200);
 }
 
 fn packed(vector: &[f32]) -> String {
@@ -1212,56 +971,4 @@ async fn a_reply_whose_head_is_cut_and_without_length_is_no_empty_success() {
     let refused = passing(&provider, "maxRetries: 0").send("GET", "/v1/files/f/content", &[], b"").await;
     assert_eq!(refused.status, 502);
     assert!(refused.text().contains("does not say where its body ends"), "{}", refused.text());
-}
-
-/// A provider that sends the head and some bytes of a download, then goes on as told until its connection is closed.
-async fn downloading(flows: bool) -> (Provider, Arc<AtomicUsize>, Arc<Notify>) {
-    let closed = Arc::new(Notify::new());
-    let written = Arc::new(AtomicUsize::new(0));
-    let (tell, counter) = (Arc::clone(&closed), Arc::clone(&written));
-    let provider = Provider::start(move |_, mut wire| {
-        let (tell, counter) = (Arc::clone(&tell), Arc::clone(&counter));
-        async move {
-            wire.raw(b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ntransfer-encoding: chunked\r\n\r\n").await;
-            wire.chunk("first").await;
-            let block = "x".repeat(64 << 10);
-            while flows && wire.chunk(&block).await {
-                counter.fetch_add(block.len(), Ordering::SeqCst);
-                tokio::task::yield_now().await;
-            }
-            wire.await_close().await;
-            tell.notify_one();
-            None
-        }
-    })
-    .await;
-    (provider, written, closed)
-}
-
-#[tokio::test]
-async fn a_passed_through_download_is_bounded_and_ended_like_a_stream() {
-    // Nobody reads.
-    let (provider, written, closed) = downloading(true).await;
-    let gateway = passing(&provider, "clientStall: 1s, maxConcurrent: 1");
-    let client = gateway.open("GET", "/v1/files/f/content", &[], b"").await;
-    timeout(PATIENCE, closed.notified()).await.expect("a stopped reader is ended");
-    assert!(written.load(Ordering::SeqCst) < TAKEN);
-    assert_eq!(gateway.backend("up").await["permits"]["used"], 0);
-    drop(client);
-
-    // The provider falls silent.
-    let (provider, _, closed) = downloading(false).await;
-    let gateway = passing(&provider, "timeouts: { idle: 300ms }");
-    let client = Listener::of(gateway.open("GET", "/v1/files/f/content", &[], b"").await).await;
-    let (reply, whole) = client.finish().await;
-    assert_eq!((reply.text().as_str(), whole), ("first", false));
-    timeout(PATIENCE, closed.notified()).await.expect("a silent provider is left");
-
-    // The client leaves.
-    let (provider, _, closed) = downloading(false).await;
-    let gateway = passing(&provider, "");
-    let mut client = Listener::of(gateway.open("GET", "/v1/files/f/content", &[], b"").await).await;
-    client.until("first").await;
-    drop(client);
-    timeout(Duration::from_secs(1), closed.notified()).await.expect("the download ends within a second");
 }

@@ -9,6 +9,7 @@ mod failures;
 mod images;
 mod network;
 mod panics;
+mod passthrough;
 mod permits;
 mod pools;
 mod process;
