@@ -17,6 +17,7 @@ use super::end::{Cut, End, FailedTries, Settled};
 use super::flights::{FlightPlan, FlightView, Flights};
 use super::live::Upstream;
 use super::token::Minter;
+use super::vitals::Fell;
 use crate::balance::{Moment, Permit, Probe, Sample};
 use crate::chat::{Failure, FailureClass, Keepsake, Usage};
 use crate::settings::Backend;
@@ -190,7 +191,8 @@ impl Flight {
         self.tell_failure(failure);
         let is_callers = matches!(failure.class, FailureClass::Timeout(_)) && Instant::now() >= self.call.deadline;
         if !is_callers && !failure.is_excused {
-            self.flights.vitals.failed(self.slot, failure, sent, self.try_started.get(), now);
+            let how = if sent { Fell::Unanswered } else { Fell::Unsent };
+            self.flights.vitals.failed(self.slot, failure, how, self.try_started.get(), now);
         }
     }
 
@@ -269,6 +271,7 @@ impl Flight {
         match end {
             End::Served => {
                 if self.is_proof.get() {
+                    vitals.completed(self.slot, self.try_started.get(), now);
                     vitals.health.succeeded(self.slot, now);
                 }
                 let tokens = usage.filter(|usage| !usage.estimated).map_or(0, |usage| usage.completion_tokens);
@@ -279,7 +282,7 @@ impl Flight {
                 }
             }
             End::Truncated(class) => {
-                vitals.failed(self.slot, &Failure::new(class, ""), true, self.try_started.get(), now);
+                vitals.failed(self.slot, &Failure::new(class, ""), Fell::AfterContent, self.try_started.get(), now);
             }
             End::Cancelled if self.first_content.get().is_none() => {
                 // Where the first member was quicker, nobody has waited for this one.
@@ -303,7 +306,7 @@ impl Flight {
     pub fn note_refusal(&self, failure: Option<&Failure>) {
         self.is_proof.set(false);
         if let Some(failure) = failure {
-            self.flights.vitals.failed(self.slot, failure, true, self.try_started.get(), self.now());
+            self.flights.vitals.failed(self.slot, failure, Fell::Unanswered, self.try_started.get(), self.now());
         }
     }
 

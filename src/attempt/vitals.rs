@@ -25,6 +25,17 @@ pub struct Vitals {
     pub clock: Clock,
 }
 
+/// How far a try had come when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fell {
+    /// Nothing had reached the provider.
+    Unsent,
+    /// No content had come.
+    Unanswered,
+    /// Content had come.
+    AfterContent,
+}
+
 impl Vitals {
     /// How fast a model answers.
     pub fn pulse(&self, slot: u16) -> &Pulse {
@@ -36,9 +47,15 @@ impl Vitals {
         self.announce(&self.health.recovered(slot, began, now), now);
     }
 
-    /// A try that began then has failed.
-    pub fn failed(&self, slot: u16, failure: &Failure, sent: bool, began: Moment, now: Moment) {
-        let trouble = Trouble { class: failure.class, sent, began, retry_after: failure.retry_after };
+    /// A request that began then has come to its end.
+    pub fn completed(&self, slot: u16, began: Moment, now: Moment) {
+        self.announce(&self.health.completed(slot, began, now), now);
+    }
+
+    /// A try that began then has failed, before any content had come or after it.
+    pub fn failed(&self, slot: u16, failure: &Failure, how: Fell, began: Moment, now: Moment) {
+        let (sent, is_cut) = (how != Fell::Unsent, how == Fell::AfterContent);
+        let trouble = Trouble { class: failure.class, sent, began, retry_after: failure.retry_after, is_cut };
         self.announce(&self.health.failed(slot, &trouble, now), now);
         if is_slow(failure.class) {
             self.pulse(slot).failed(now.since(trouble.began), now);

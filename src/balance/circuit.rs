@@ -4,7 +4,7 @@
 //! **Closed** lets requests pass. **Open** refuses them until a moment that failures only ever push further away.
 //! **Half-open**, once that moment has passed, lets one probe pass in the whole process, by a lease that expires.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -204,6 +204,8 @@ pub struct Circuit {
     openings: AtomicU32,
     /// Place of the class in [`FailureClass::ALL`].
     class: AtomicU8,
+    /// Whether what failed last had brought content before: then content alone proves nothing.
+    is_cut: AtomicBool,
     window: [AtomicU64; 2],
 }
 
@@ -282,9 +284,20 @@ impl Circuit {
         }
     }
 
-    /// Closes the circuit if it is not closed: a request that began then has brought content. One that began before the
-    /// circuit opened says nothing about its recovery.
+    /// A try that is about to be counted as failed had brought content before, or had not.
+    pub fn note_cut(&self, is_cut: bool) {
+        self.is_cut.store(is_cut, Ordering::Relaxed);
+    }
+
+    /// Closes the circuit if it is not closed: a request that began then has brought content. Where replies have been cut, one
+    /// must come to its end first.
     pub fn recovered(&self, began: Moment, now: Moment) -> Option<Transition> {
+        if self.is_cut.load(Ordering::Relaxed) { None } else { self.completed(began, now) }
+    }
+
+    /// Closes the circuit if it is not closed: a request that began then has come to its end. One that began before the
+    /// circuit opened says nothing about its recovery.
+    pub fn completed(&self, began: Moment, now: Moment) -> Option<Transition> {
         let until = self.until.load(Ordering::Acquire);
         let opened = self.opened.load(Ordering::Relaxed);
         if until == 0 || began.raw() < opened {
@@ -376,6 +389,7 @@ impl Circuit {
     fn forget(&self, now: Moment) {
         self.lease.store(0, Ordering::Release);
         self.streak.store(0, Ordering::Relaxed);
+        self.is_cut.store(false, Ordering::Relaxed);
         self.closed.store(now.raw(), Ordering::Relaxed);
         for half in &self.window {
             half.store(0, Ordering::Relaxed);

@@ -62,6 +62,8 @@ pub struct Trouble {
     pub began: Moment,
     /// What the provider asks to wait.
     pub retry_after: Option<Duration>,
+    /// Whether content had come before.
+    pub is_cut: bool,
 }
 
 /// Circuits and pulses of one backend.
@@ -218,14 +220,18 @@ impl Health {
     /// A request that began then has brought content: what was open is well again.
     pub fn recovered(&self, slot: u16, began: Moment, now: Moment) -> Transitions {
         self.note_answer(now);
-        let mut transitions = Transitions::new();
-        if let Some(transition) = self.circuit.recovered(began, now) {
-            transitions.push((Scope::Backend, transition));
-        }
-        if let Some(transition) = self.slot(slot).circuit.recovered(began, now) {
-            transitions.push((Scope::Model(slot), transition));
-        }
-        transitions
+        self.of_both(slot, |circuit| circuit.recovered(began, now))
+    }
+
+    /// A request that began then has come to its end: what replies that were cut had opened is well again too.
+    pub fn completed(&self, slot: u16, began: Moment, now: Moment) -> Transitions {
+        self.of_both(slot, |circuit| circuit.completed(began, now))
+    }
+
+    fn of_both(&self, slot: u16, step: impl Fn(&Circuit) -> Option<Transition>) -> Transitions {
+        let own = step(&self.circuit).map(|transition| (Scope::Backend, transition));
+        let models = step(&self.slot(slot).circuit).map(|transition| (Scope::Model(slot), transition));
+        own.into_iter().chain(models).collect()
     }
 
     /// Counts a failed try.
@@ -234,10 +240,11 @@ impl Health {
             self.failed.store(now.raw(), Ordering::Relaxed);
         }
         let mut transitions = Transitions::new();
-        let Trouble { class, sent, began, retry_after } = *trouble;
+        let Trouble { class, sent, began, retry_after, is_cut } = *trouble;
         let is_connection = matches!(class, FailureClass::Timeout(Phase::Connect)) || (class == FailureClass::Socket && !sent);
         let concerns_backend = matches!(class, FailureClass::Credential | FailureClass::Billing) || is_connection;
         if concerns_backend {
+            self.circuit.note_cut(is_cut);
             transitions
                 .extend(self.circuit.failed(class, began, retry_after, &self.rules, now).map(|step| (Scope::Backend, step)));
             return transitions;
@@ -246,6 +253,7 @@ impl Health {
         if class == FailureClass::ModelUnknown && is_other {
             return transitions;
         }
+        self.slot(slot).circuit.note_cut(is_cut);
         let Some(step) = self.slot(slot).circuit.failed(class, began, retry_after, &self.rules, now) else {
             return transitions;
         };
@@ -256,6 +264,7 @@ impl Health {
             && let Some(other) = self.other_open(slot, now)
             && let Some(step) = self.circuit.open_until(until.min(other), class, streak, trips, now)
         {
+            self.circuit.note_cut(is_cut);
             transitions.push((Scope::Backend, step));
         }
         transitions
@@ -295,7 +304,7 @@ mod tests {
     }
 
     fn trouble(class: FailureClass, sent: bool, millis: u64) -> Trouble {
-        Trouble { class, sent, began: at(millis), retry_after: None }
+        Trouble { class, sent, began: at(millis), retry_after: None, is_cut: false }
     }
 
     fn health() -> Health {

@@ -23,8 +23,10 @@ const RARE: f64 = 2.0;
 const LOAD_ALPHA: (f64, f64) = (0.3, 0.02);
 /// An answer this many times as fast as the mean age of what is unanswered has overtaken it.
 const OVERTAKEN: f64 = 4.0;
-/// A failure counts at least this many times the average, and so many seconds where there is none.
-const PENALTY: (f64, f64) = (1.5, 1.0);
+/// A failure counts at least this many times what answers take, and so many seconds where there was none.
+const PENALTY: (f64, f64) = (2.0, 1.0);
+/// Tokens of an answer, where a failure is compared with what answers take.
+const TYPICAL_TOKENS: f64 = 200.0;
 /// Added to every moment in a sum of moments: a count and a sum that were read apart from each other show by it.
 const OFFSET: u64 = 1 << 50;
 
@@ -45,28 +47,31 @@ impl Average {
         (bits != 0).then(|| f64::from(f32::from_bits(bits)))
     }
 
-    fn add(&self, sample: f64, is_rare: bool, now: Moment) {
-        let value = match self.get() {
-            None => sample,
-            Some(before) => {
-                let since = Moment::from_raw(self.at.load(Ordering::Relaxed)).map_or(0.0, |at| now.since(at).as_secs_f64());
-                // The first few count the same: one slow answer at the start must not stay for long.
-                let few = 1.0 / (f64::from(self.samples.load(Ordering::Relaxed)) + 1.0);
-                let alpha = if is_rare && sample < before / 2.0 {
-                    RECOVERY
-                } else {
-                    (1.0 - (-since / MEMORY).exp()).max(few).clamp(*ALPHA.start(), *ALPHA.end())
-                };
-                before + alpha * (sample - before)
-            }
-        };
-        self.set(value, now);
+    /// The weight of a sample that comes now.
+    fn alpha(&self, now: Moment) -> f64 {
+        let since = Moment::from_raw(self.at.load(Ordering::Relaxed)).map_or(0.0, |at| now.since(at).as_secs_f64());
+        // The first few count the same: one slow answer at the start must not stay for long.
+        let few = 1.0 / (f64::from(self.samples.load(Ordering::Relaxed)) + 1.0);
+        (1.0 - (-since / MEMORY).exp()).max(few).clamp(*ALPHA.start(), *ALPHA.end())
+    }
+
+    fn add(&self, sample: f64, alpha: f64, now: Moment) {
+        self.set(self.get().map_or(sample, |before| before + alpha * (sample - before)), now);
     }
 
     fn set(&self, value: f64, now: Moment) {
+        self.put(value);
+        self.count(now);
+    }
+
+    fn put(&self, value: f64) {
         #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
         let value = (value as f32).max(f32::MIN_POSITIVE);
         self.value.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// A sample has come.
+    fn count(&self, now: Moment) {
         self.at.store(now.raw(), Ordering::Relaxed);
         let samples = self.samples.load(Ordering::Relaxed);
         self.samples.store(samples.saturating_add(1), Ordering::Relaxed);
@@ -143,6 +148,9 @@ impl Unanswered {
 pub struct Pulse {
     first: Average,
     token: Average,
+    /// What failures have added to the time that is expected: apart from it, since they say nothing of what answers take and
+    /// must not add up to anything. Any answer takes from it.
+    trouble: Average,
     /// Requests in flight when the samples' requests began, rather the many than the few.
     load: Average,
     streams: Unanswered,
@@ -211,18 +219,22 @@ impl Pulse {
             self.recovered.store((now - sample.took).raw(), Ordering::Relaxed);
         }
         self.carried(f64::from(sample.load), now);
-        let is_rare = self.is_rare(sample, waiting);
-        if sample.stream {
-            self.first.add(took, is_rare, now);
-            return;
-        }
         // The tokens of a whole reply take their time too; where no stream has told the time to first content, all of it
         // counts as time per token.
-        if sample.tokens >= FEW_TOKENS {
+        let (average, sampled) = if sample.stream {
+            (&self.first, took)
+        } else if sample.tokens >= FEW_TOKENS {
             let first = self.first.get().unwrap_or(0.0);
-            self.token.add((took - first).max(took * 0.1) / sample.tokens as f64, is_rare, now);
+            (&self.token, (took - first).max(took * 0.1) / sample.tokens as f64)
         } else {
-            self.first.add((took - self.token.get().unwrap_or(0.0) * sample.tokens as f64).max(took * 0.1), is_rare, now);
+            (&self.first, (took - self.token.get().unwrap_or(0.0) * sample.tokens as f64).max(took * 0.1))
+        };
+        let expected = self.expected(sample.stream, sample.tokens as f64);
+        let has_recovered = self.is_rare(sample, waiting) && expected.is_some_and(|expected| took < expected / 2.0);
+        let alpha = if has_recovered { RECOVERY } else { average.alpha(now) };
+        average.add(sampled, alpha, now);
+        if let Some(trouble) = self.trouble.get() {
+            self.trouble.put(trouble * (1.0 - alpha));
         }
     }
 
@@ -232,7 +244,9 @@ impl Pulse {
             && sample.tokens >= FEW_TOKENS
         {
             let (waiting, _) = self.kind(sample.stream).look(now);
-            self.token.add(rest.as_secs_f64() / sample.tokens as f64, self.is_rare(sample, waiting), now);
+            let sampled = rest.as_secs_f64() / sample.tokens as f64;
+            let has_recovered = self.is_rare(sample, waiting) && self.token.get().is_some_and(|before| sampled < before / 2.0);
+            self.token.add(sampled, if has_recovered { RECOVERY } else { self.token.alpha(now) }, now);
         }
     }
 
@@ -241,9 +255,15 @@ impl Pulse {
         if self.has_recovered_since(now - after) {
             return;
         }
-        let before = self.first.get().or_else(|| self.token.get());
-        let penalty = after.as_secs_f64().max(before.map_or(PENALTY.1, |before| before * PENALTY.0));
-        self.first.add(penalty, false, now);
+        let usual = self.first.get().or_else(|| self.token.get().map(|token| token * TYPICAL_TOKENS));
+        let least = usual.map_or(PENALTY.1, |usual| usual * (PENALTY.0 - 1.0));
+        let penalty = (after.as_secs_f64() - usual.unwrap_or(0.0)).max(least);
+        // It weighs as an answer would, and answers after it as after an answer.
+        let average = if self.first.get().is_some() || self.token.get().is_none() { &self.first } else { &self.token };
+        let alpha = if usual.is_some() { average.alpha(now) } else { 1.0 };
+        let before = self.trouble.get().unwrap_or(0.0);
+        self.trouble.put(before + alpha * (penalty - before));
+        average.count(now);
     }
 
     /// A request was given up before it had an answer: it would have taken longer than that.
@@ -253,7 +273,7 @@ impl Pulse {
         }
         let after = after.as_secs_f64();
         if self.expected(stream, 0.0).is_some_and(|expected| after > expected) {
-            self.first.add(after, false, now);
+            self.first.add(after, self.first.alpha(now), now);
         }
     }
 
@@ -294,11 +314,15 @@ impl Pulse {
 
     fn expected(&self, stream: bool, tokens: f64) -> Option<f64> {
         let rest = if stream { Some(0.0) } else { self.token.get().map(|token| token * tokens) };
-        match (self.first.get(), rest) {
+        let usual = match (self.first.get(), rest) {
             (Some(first), rest) => Some(first + rest.unwrap_or(0.0)),
             // Only whole replies so far: the time per token is all that is known.
             (None, Some(rest)) if !stream => Some(rest),
             (None, _) => self.token.get().map(|token| token * FEW_TOKENS as f64),
+        };
+        match self.trouble.get() {
+            None => usual,
+            Some(trouble) => Some(usual.unwrap_or(0.0) + trouble),
         }
     }
 
@@ -309,7 +333,7 @@ impl Pulse {
 
     /// Forgets what was measured; what is in flight stays counted.
     pub fn reset(&self) {
-        for average in [&self.first, &self.token, &self.load] {
+        for average in [&self.first, &self.token, &self.load, &self.trouble] {
             average.value.store(0, Ordering::Relaxed);
             average.at.store(0, Ordering::Relaxed);
             average.samples.store(0, Ordering::Relaxed);
@@ -374,9 +398,27 @@ mod tests {
         pulse.answered(&stream(800), at(0));
         pulse.failed(Duration::from_millis(1), at(5_000));
         assert!(pulse.beat(true, 0.0, at(5_000)).expected.unwrap() > 0.9);
+        assert_eq!(pulse.averages().0, Some(f64::from(0.8f32)), "it says nothing of what answers take");
         let unknown = Pulse::default();
         unknown.failed(Duration::from_millis(1), at(0));
         assert!(unknown.beat(true, 0.0, at(0)).expected.unwrap() >= 1.0);
+    }
+
+    #[test]
+    fn failures_do_not_add_up_and_answers_of_either_kind_end_their_effect() {
+        for stream in [true, false] {
+            let pulse = Pulse::default();
+            let answer = Sample { stream, tokens: if stream { 0 } else { 40 }, ..self::stream(500) };
+            let expected = |now| pulse.beat(stream, 40.0, now).expected.unwrap();
+            (0..50).for_each(|step| pulse.answered(&answer, at(step * 20)));
+            let before = expected(at(1_000));
+            (0..50_000).for_each(|step| pulse.failed(Duration::from_millis(1), at(1_000 + step)));
+            let ill = expected(at(51_000));
+            assert!(ill > before * 1.2 && ill < before * 6.0, "{stream}: {before} {ill}");
+            (0..300).for_each(|step| pulse.answered(&answer, at(51_000 + step * 20)));
+            let after = expected(at(57_000));
+            assert!((after / before - 1.0).abs() < 0.05, "{stream}: {before} {ill} {after}");
+        }
     }
 
     #[test]

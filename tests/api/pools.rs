@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Gateway, Provider, Reply, backend, chat_body, completion, eventually};
+use crate::support::{Gateway, Provider, Reply, backend, chat_body, completion, eventually, finish_event, word_event};
 
 /// A provider that fails with this status while the switch is on, and else answers with its name.
 async fn switched(name: &'static str, status: u16, failing: &Arc<AtomicBool>) -> Provider {
@@ -84,6 +84,46 @@ async fn a_member_that_keeps_failing_is_not_asked_until_one_probe_has_found_it_w
     let kinds: Vec<&str> = events.as_array().unwrap().iter().map(|event| event["kind"].as_str().unwrap()).collect();
     assert!(kinds.starts_with(&["circuit-open", "circuit-open"]) && kinds.last() == Some(&"circuit-closed"), "{events}");
     assert!(events[0]["words"].as_str().unwrap().contains("server_error, 5 in a row"), "{events}");
+}
+
+#[tokio::test]
+async fn a_member_that_cuts_its_streams_is_well_again_only_when_one_has_come_to_its_end() {
+    let cuts = switch(true);
+    let is_cutting = Arc::clone(&cuts);
+    let cutter = Provider::start(move |_, mut wire| {
+        let cuts = is_cutting.load(Ordering::SeqCst);
+        async move {
+            wire.begin_stream().await;
+            wire.chunk(&word_event("cutter")).await;
+            if cuts {
+                return None;
+            }
+            wire.chunk(&format!("{}data: [DONE]\n\n", finish_event())).await;
+            wire.end_chunks().await;
+            None
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n{}  - {{ name: good, type: simulated, config: {{ firstToken: 1ms, tokensPerSecond: 10000 }} }}\n{}",
+        backend("cutter", &cutter.endpoint(), "maxRetries: 0, circuit: { failures: 2, coolDown: 200ms }"),
+        pool("weighted", "{ name: cutter, weight: 1 }, { name: good, weight: 0 }", ""),
+    ));
+    let is_cut = async || !gateway.stream("p", "x").await.text().contains("[DONE]");
+    let kinds = async || {
+        let events = gateway.state().await["events"].clone();
+        events.as_array().unwrap().iter().map(|event| event["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(is_cut().await && is_cut().await && !is_cut().await, "two of them are too many");
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    // The probe begins well and is cut as the others were: it has failed, and one is all that it costs.
+    assert!(is_cut().await && !is_cut().await && !is_cut().await);
+    assert_eq!(kinds().await, ["circuit-open", "circuit-open"]);
+    cuts.store(false, Ordering::SeqCst);
+    eventually("it is well", || async { kinds().await.last().is_some_and(|kind| kind == "circuit-closed") || is_cut().await })
+        .await;
+    assert_eq!(kinds().await.last().map(String::as_str), Some("circuit-closed"));
+    assert_eq!(gateway.stream("p", "x").await.header("x-stagedoor-backend"), Some("cutter"));
 }
 
 #[tokio::test]

@@ -162,7 +162,7 @@ impl Policy for Ours {
     fn failed(&mut self, _: usize, leaf: usize, fault: &Fault, times: Times, now: Moment) {
         let health = &self.members[leaf].0;
         let retry_after = fault.retry_after.map(Duration::from_secs_f64);
-        let trouble = Trouble { class: fault.class, sent: fault.sent, began: times.started, retry_after };
+        let trouble = Trouble { class: fault.class, sent: fault.sent, began: times.try_started, retry_after, is_cut: false };
         let _: Vec<(_, Transition)> = health.failed(MODEL, &trouble, now).into_iter().collect();
         if fault.class != FailureClass::RateLimited {
             health.slot(MODEL).pulse.failed(now.since(times.try_started), now);
