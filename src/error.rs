@@ -58,6 +58,12 @@ pub enum GatewayError {
         /// The requested model.
         model: String,
     },
+    /// A request named no model but a backend or pool, which has none of its own.
+    #[error("`{name}` has no `defaultModel`: ask for a model of it, as `{name}/<model>`")]
+    NoModel {
+        /// The backend or pool.
+        name: String,
+    },
     /// The requested model names a backend or pool that is configured and left out.
     #[error("`{name}` is configured but left out: a variable that it needs is not set, as `stagedoor check` says")]
     LeftOut {
@@ -167,7 +173,7 @@ impl GatewayError {
             Self::UnknownPath { .. } => form(404, "invalid_request_error", "unknown_path"),
             Self::BadPath => form(400, "invalid_request_error", "invalid_path"),
             Self::Method { .. } => form(405, "invalid_request_error", "method_not_allowed"),
-            Self::UnknownModel { .. } | Self::LeftOut { .. } => {
+            Self::UnknownModel { .. } | Self::NoModel { .. } | Self::LeftOut { .. } => {
                 ErrorForm { param: Some("model".into()), ..form(404, "invalid_request_error", "model_not_found") }
             }
             Self::Untranslated { .. } => {
@@ -200,7 +206,7 @@ impl GatewayError {
             | Self::BadPath => "caller",
             Self::NoKey | Self::WrongKey => "unauthenticated",
             Self::UnknownPath { .. } | Self::Method { .. } => "no_route",
-            Self::UnknownModel { .. } | Self::LeftOut { .. } => "model_unknown",
+            Self::UnknownModel { .. } | Self::NoModel { .. } | Self::LeftOut { .. } => "model_unknown",
             Self::Untranslated { .. } | Self::PassthroughPool { .. } => "unsupported",
             Self::BodiesInFlight | Self::Saturated { .. } => "saturated",
             Self::NoBackend { .. } => "no_backend",

@@ -72,7 +72,7 @@ pub enum TryEnd {
     /// The client left, or another try was quicker.
     Cancelled,
     /// The stream broke after first content.
-    Truncated(FailureClass),
+    Truncated(FailureClass, Box<str>),
     /// A drain deadline or an operator ended it.
     Cut,
 }

@@ -203,6 +203,10 @@ impl Core {
     }
 
     fn count_outcome(&self, settled: &Settled) {
+        // What could not be said in its dialect was not asked of it.
+        if settled.end == End::Failed(FailureClass::Unsupported) {
+            return;
+        }
         if let Some(after) = settled.first_content {
             hedge::note(self, settled.stream, after);
         }
@@ -401,7 +405,10 @@ impl Core {
         let view = self.view(parts);
         let mut fit = (0..self.plan.members.len()).filter(|member| view.is_fit(*member)).peekable();
         if fit.peek().is_none() {
-            return GatewayError::UnknownModel { model: call.requested_model().unwrap_or_default().to_owned() };
+            return match call.requested_model().filter(|model| !model.is_empty()) {
+                Some(model) => GatewayError::UnknownModel { model: model.to_owned() },
+                None => GatewayError::NoModel { name: self.plan.name.to_string() },
+            };
         }
         let is_drained = |member: usize| shared.backends[self.plan.members[member]].drained.load(Ordering::Relaxed);
         let reason = if fit.all(is_drained) { "an operator has drained it" } else { "every backend has failed" };

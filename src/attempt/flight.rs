@@ -71,6 +71,8 @@ pub struct Flight {
     is_hedge: bool,
     /// Whether its reply shows that the backend is well.
     is_proof: Cell<bool>,
+    /// Why its reply was broken off, if it was.
+    why_broken: Cell<Box<str>>,
     absorbed: Cell<bool>,
 }
 
@@ -106,6 +108,7 @@ impl Flight {
             slot: plan.slot,
             probe: Cell::new(Some(plan.probe)),
             is_proof: Cell::new(true),
+            why_broken: Cell::default(),
             load,
             first_content: Cell::new(None),
             try_started: Cell::new(now),
@@ -172,6 +175,12 @@ impl Flight {
                 told.tokens = usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens));
             }
         });
+    }
+
+    /// Keeps why its reply is about to be broken off, for the story and the log.
+    pub fn note_broken(&self, class: FailureClass, reason: &str) {
+        self.within_span(|| tracing::info!(target: "attempt", class = class.word(), reason, "reply broken off"));
+        self.why_broken.set(reason.into());
     }
 
     /// Runs something within the present try's span.
@@ -261,7 +270,7 @@ impl Flight {
             End::Served => TryEnd::Served,
             End::Failed(class) => TryEnd::Failed(class, "".into()),
             End::Cancelled => TryEnd::Cancelled,
-            End::Truncated(class) => TryEnd::Truncated(class),
+            End::Truncated(class) => TryEnd::Truncated(class, self.why_broken.take()),
             End::Cut => TryEnd::Cut,
         };
         self.note_end(now, told, usage);
@@ -344,6 +353,9 @@ impl Flight {
     /// Drops the upstream half, settles and wakes whoever holds the other half.
     pub(super) fn end_by(&self, cut: Cut) {
         self.cut.set(Some(cut));
+        if let End::Truncated(class) = cut.end() {
+            self.note_broken(class, cut.words());
+        }
         let upstream = self.upstream.borrow_mut().take();
         if let Some(upstream) = upstream {
             self.settle(cut.end(), Some(upstream.usage_or_estimate()));

@@ -350,7 +350,9 @@ async fn head_of(
         }
         Err(_) => {
             ledger.sent = true;
-            let waited = ends.saturating_duration_since(begun);
+            // In whole milliseconds: a limit is told as it is written.
+            let waited = ends.saturating_duration_since(begun).as_micros().div_ceil(1_000);
+            let waited = Duration::from_millis(u64::try_from(waited).unwrap_or(u64::MAX));
             Err(Failure::new(FailureClass::Timeout(Phase::Head), format!("no answer from the provider within {waited:?}")))
         }
     }

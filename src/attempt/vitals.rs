@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Clock;
-use crate::balance::{Health, Moment, Permits, Pulse, Scope, Transition, Transitions, Trouble};
+use crate::balance::{Health, Moment, Permits, Pulse, Scope, Transition, Transitions, Trouble, is_hard};
 use crate::chat::{Failure, FailureClass};
 use crate::journal::Journal;
 use crate::settings::Backend;
@@ -107,14 +107,21 @@ fn words(transition: &Transition, now: Moment) -> String {
         Transition::Opened { until, class, streak, trips } => {
             let wait = rounded(until.since(now));
             let again = if *trips > 1 { format!(", {trips} times without recovering") } else { String::new() };
-            format!("{}{again}: not asked for {wait}", in_a_row(*class, *streak))
+            // The others are asked where nobody else can serve.
+            let what = if is_hard(*class) { "not asked" } else { "asked only as a last resort" };
+            format!("{}{again}: {what} for {wait}", in_a_row(*class, *streak))
         }
         Transition::Closed { class, since } => {
-            let lasted = since.map(|since| rounded(now.since(since)));
+            let lasted = since.map(|since| rounded(nearest(now.since(since))));
             let lasted = lasted.map_or_else(String::new, |lasted| format!(" after {lasted}"));
             format!("answers again{lasted}, was {}", class.word())
         }
     }
+}
+
+/// What has passed is not told as longer than it was.
+fn nearest(time: Duration) -> Duration {
+    if time < Duration::from_secs(1) { time } else { Duration::from_secs((time + Duration::from_millis(500)).as_secs()) }
 }
 
 fn rounded(time: Duration) -> String {

@@ -290,7 +290,7 @@ fn one_try(told: &story::Try, unended: &'static str, settings: &Settings) -> Try
         Some(TryEnd::Served) => ("served", None, None),
         Some(TryEnd::Failed(class, reason)) => ("failed", Some(class.word()), Some(reason.to_string())),
         Some(TryEnd::Cancelled) => ("cancelled", None, None),
-        Some(TryEnd::Truncated(class)) => ("truncated", Some(class.word()), None),
+        Some(TryEnd::Truncated(class, reason)) => ("truncated", Some(class.word()), Some(reason.to_string())),
         Some(TryEnd::Cut) => ("cut", None, None),
     };
     Try {

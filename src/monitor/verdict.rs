@@ -116,13 +116,19 @@ impl Sources<'_> {
         let (served, failed) = shared.health.last();
         let served = served.max(shared.health.last_answer());
         let in_flight = shared.permits.used();
-        if recently(served) {
+        let (whole, cut) = (shared.health.last().0, stats.truncated);
+        if cut > 0 && recently(failed) && !recently(whole) {
+            let words = format!("no reply came to its end lately: {}", most_frequent(&stats));
+            found(Condition::Ailing, words, None)
+        } else if recently(served) {
             found(Condition::Well, "answers".to_owned(), None)
         } else if recently(failed) {
             found(Condition::Ailing, "its last request failed, and none was served".to_owned(), None)
         } else if served.or(failed).is_none() && self.books.backends[index].attempts > 0 {
             let words = "nothing that was asked of it says yet how it is: it was left, cut, crashed, or the client's mistake";
             found(Condition::Unknown, words.to_owned(), None)
+        } else if served.or(failed).is_none() && self.providers(index).any(|(_, provider)| provider.crashes > 0) {
+            found(Condition::Ailing, self.last_reason(index).unwrap_or_default(), None)
         } else if in_flight > 0 {
             let words = format!("{} in flight, and no answer yet", several(u64::from(in_flight), "request"));
             found(Condition::Unknown, words, None)

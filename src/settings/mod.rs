@@ -419,6 +419,20 @@ pub struct Route {
     pub deadline: Option<Duration>,
 }
 
+impl Route {
+    /// Whether it takes every request that another one could take.
+    fn covers(&self, other: &Self) -> bool {
+        let takes_path = match (&self.path, &other.path) {
+            (PathMatch::Exact(own), PathMatch::Exact(path)) => own == path,
+            (PathMatch::Prefix(own), PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.starts_with(own.as_str()),
+            (PathMatch::Exact(_), PathMatch::Prefix(_)) => false,
+        };
+        takes_path
+            && other.methods.iter().all(|method| self.methods.contains(method))
+            && self.headers.iter().all(|header| other.headers.contains(header))
+    }
+}
+
 impl Settings {
     /// Finds the pool for a requested model, and the model id to ask its members for (`None`: their default).
     pub fn by_model<'m>(&self, model: &'m str) -> (usize, Option<&'m str>) {
@@ -560,5 +574,28 @@ mod tests {
             let settings = from_text("test", &text, &std::collections::BTreeMap::new()).unwrap();
             assert_eq!(settings.backends[0].vendor, vendor, "{endpoint}");
         }
+    }
+
+    #[test]
+    fn what_can_have_no_effect_is_noted() {
+        let notes = |more: &str| {
+            let two = "backends: [{ name: a, type: simulated }, { name: b, type: simulated }";
+            from_text("test", &format!("{two}{more}"), &std::collections::BTreeMap::new()).unwrap().notes
+        };
+        let hedged = notes(", { name: p, type: pool, fallback: false, hedge: {}, backends: [{ name: a }, { name: b }] }]");
+        assert!(hedged.iter().any(|note| note.contains("nothing is hedged")), "{hedged:?}");
+        let routes = notes(
+            "]\nroutes:\n  - { name: late, path: /v1/chat/completions, backend: a, priority: 200 }\n  \
+             - { name: own, path: /v1/chat/completions, backend: a, methods: [GET] }\n  \
+             - { name: some, path: /v1/*, backend: a, headers: { x-team: a } }\n  \
+             - { name: all, path: /v1/*, backend: b }\n  - { name: page, path: /admin/x, backend: a }\n",
+        );
+        let mut idle: Vec<&str> = routes.iter().filter(|note| note.contains("never taken")).map(String::as_str).collect();
+        idle.sort_unstable();
+        let expected = [
+            "route `late` is never taken: `all` comes before it",
+            "route `page` is never taken: the gateway answers /admin/x itself",
+        ];
+        assert_eq!(idle, expected);
     }
 }

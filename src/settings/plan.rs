@@ -194,7 +194,7 @@ fn backend(
         ("clientStall", config.client_stall),
     ] {
         if limit == Some(Duration::ZERO) {
-            findings.problem(&format!("{path}.{name}"), "a limit of zero would refuse everything");
+            findings.problem(&format!("{path}.{name}"), NO_TIME);
         }
     }
     let is_google = kind == BackendType::Google;
@@ -320,6 +320,9 @@ fn check_credential(config: &Config, path: &str, findings: &mut Findings) {
     }
 }
 
+/// What is wrong with a limit of zero.
+pub(super) const NO_TIME: &str = "a limit of zero would refuse everything";
+
 /// Shortest time between two pushes.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -422,9 +425,31 @@ fn routes(
                 deadline: entry.deadline,
             },
         ));
+        if entry.deadline.is_some_and(|deadline| deadline.is_zero()) {
+            findings.problem(&format!("{path}.deadline"), NO_TIME);
+        }
     }
     routes.sort_by_key(|(priority, _)| *priority);
-    routes.into_iter().enumerate().map(|(index, (_, route))| Route { index, ..route }).collect()
+    let routes: Vec<Route> = routes.into_iter().enumerate().map(|(index, (_, route))| Route { index, ..route }).collect();
+    note_idle(&routes, findings);
+    routes
+}
+
+/// Routes that no request can come to.
+fn note_idle(routes: &[Route], findings: &mut Findings) {
+    for route in routes {
+        let own = match &route.path {
+            PathMatch::Exact(path) | PathMatch::Prefix(path) => path,
+        };
+        let is_fixed = ["/admin", "/metrics", "/health", "/ready"]
+            .iter()
+            .any(|fixed| own.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+        if is_fixed {
+            findings.notes.push(format!("route `{}` is never taken: the gateway answers {own} itself", route.name));
+        } else if let Some(before) = routes[..route.index].iter().find(|before| before.covers(route)) {
+            findings.notes.push(format!("route `{}` is never taken: `{}` comes before it", route.name, before.name));
+        }
+    }
 }
 
 fn path_match(path: &str) -> Option<PathMatch> {
@@ -448,7 +473,7 @@ fn keys(auth: Option<Auth>, findings: &mut Findings) -> (Vec<ClientKey>, bool) {
     if keys.is_empty() {
         findings.problem("auth.keys", "no key is listed; list one, or write `auth: none`");
     }
-    let mut out = Vec::new();
+    let mut out: Vec<ClientKey> = Vec::new();
     for entry in keys {
         let path = format!("auth.keys[{}]", entry.name);
         let digest = match (&entry.key, &entry.sha256) {
@@ -460,11 +485,22 @@ fn keys(auth: Option<Auth>, findings: &mut Findings) -> (Vec<ClientKey>, bool) {
                 }
                 digest
             }
-            _ => {
+            (Some(_), Some(_)) => {
+                findings.problem(&path, "set key or sha256, not both");
+                None
+            }
+            (None, None) => {
                 findings.problem(&path, "set either key or sha256 (is the variable set?)");
                 None
             }
         };
+        if out.iter().any(|known| *known.name == *entry.name) {
+            findings.problem(&format!("{path}.name"), "this name is used twice");
+        }
+        if let Some(known) = out.iter().find(|known| Some(known.digest) == digest) {
+            let why = format!("this key is that of `{}` too: nobody could tell the two apart", known.name);
+            findings.problem(&path, why);
+        }
         if let Some(digest) = digest {
             out.push(ClientKey { name: entry.name.as_str().into(), digest });
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::document::Entry;
-use super::plan::{DEFAULT_DEADLINE, DEFAULT_MAX_ATTEMPTS, unknown_name};
+use super::plan::{DEFAULT_DEADLINE, DEFAULT_MAX_ATTEMPTS, NO_TIME, unknown_name};
 use super::walk::Findings;
 use super::{Backend, BackendType, Child, Group, Node, Pool, Strategy};
 
@@ -88,6 +88,9 @@ fn check_extras(entry: &Entry, findings: &mut Findings) {
         if affinity.expiry > Duration::from_secs(30 * 86_400) {
             findings.problem(&format!("{path}.affinity.expiry"), "at most 30d");
         }
+    }
+    if entry.deadline.is_some_and(|deadline| deadline.is_zero()) {
+        findings.problem(&format!("{path}.deadline"), NO_TIME);
     }
     if entry.hedge.is_some() && entry.fallback == Some(false) {
         findings.notes.push(format!("pool `{}`: without fallback no second member is asked, so nothing is hedged", entry.name));

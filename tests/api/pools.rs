@@ -127,6 +127,39 @@ async fn a_member_that_cuts_its_streams_is_well_again_only_when_one_has_come_to_
 }
 
 #[tokio::test]
+async fn what_a_backend_was_not_asked_or_could_not_end_is_told_as_what_it_was() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: claude, type: simulated, config: { dialect: anthropic } }\n  \
+         - { name: cutter, type: simulated, config: { firstToken: 1ms, faults: [{ kind: cut, event: 3, probability: 1 }] } }\n  \
+         - { name: loops, type: simulated, config: { maxRetries: 0, faults: [{ kind: panic-handler, probability: 1 }] } }\n  \
+         - { name: bare, type: openai, config: { apiKey: k, endpoint: 'http://127.0.0.1:9' } }\n",
+    );
+    let mut body = chat_body("claude", "hi", false);
+    body["n"] = json!(2);
+    assert_eq!(gateway.post("/v1/chat/completions", &body).await.code(), "unsupported_by_backend");
+    assert_eq!(gateway.chat("claude", "hi").await.status, 200);
+    let totals = gateway.backend("claude").await["totals"].clone();
+    assert_eq!((&totals["attempts"], &totals["failed"]), (&json!(1), &json!(0)), "{totals}");
+
+    let reply = gateway.stream("cutter", "x").await;
+    let id = reply.header("x-request-id").unwrap().to_owned();
+    let story = gateway.get(&format!("/admin/api/requests/{id}")).await.json();
+    let told = &story["tries"][0];
+    assert_eq!(told["outcome"], "truncated", "{story}");
+    assert!(told["reason"].as_str().is_some_and(|reason| reason.contains("cut before its end")), "{story}");
+    let cutter = gateway.backend("cutter").await;
+    assert_eq!(cutter["condition"], "ailing", "{cutter}");
+
+    assert_eq!(gateway.chat("loops", "x").await.status, 503);
+    let loops = gateway.backend("loops").await;
+    assert!(loops["condition"] != "unknown" && loops["condition"] != "well", "{loops}");
+
+    let refused = gateway.chat("bare", "x").await;
+    assert_eq!((refused.status, refused.code().as_str()), (404, "model_not_found"));
+    assert!(refused.text().contains("`bare` has no `defaultModel`"), "{}", refused.text());
+}
+
+#[tokio::test]
 async fn what_one_worker_finds_out_protects_all_and_one_request_of_them_all_probes() {
     let failing = switch(true);
     let (ill, well) = (switched("ill", 429, &failing).await, Provider::saying("well").await);

@@ -169,6 +169,18 @@ fn each_mistake_is_reported_with_its_path_its_reason_and_the_nearest_valid_word(
         (format!("{TWO}auth: {{ keys: [{{ name: a, key: 00123456 }}] }}\n"), &["auth.keys[a].key", "in quotes"]),
         (format!("{TWO}admin: {{ token: 1234567890123456 }}\n"), &["admin.token", "in quotes"]),
         (
+            format!("{TWO}auth: {{ keys: [{{ name: a, key: one-key-for-two }}, {{ name: b, key: one-key-for-two }}] }}\n"),
+            &["auth.keys[b]", "that of `a` too"],
+        ),
+        (
+            format!("{TWO}auth: {{ keys: [{{ name: a, key: the-first-one }}, {{ name: a, key: the-second-one }}] }}\n"),
+            &["auth.keys[a].name", "used twice"],
+        ),
+        (
+            format!("{TWO}  - {{ name: p, type: pool, deadline: 0s, backends: [{{ name: one }}] }}\n"),
+            &["backends[p].deadline", "zero"],
+        ),
+        (
             format!("{TWO}  - {{ name: o, type: openai, config: {{ apiKey: k, defaultModel: 4.10 }} }}\n"),
             &["backends[o].config.defaultModel", "in quotes"],
         ),
