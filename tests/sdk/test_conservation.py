@@ -23,10 +23,10 @@ PATHS = {
 }
 MODELS = {"chat": ["main", "model-a"], "single": ["single"], "embeddings": ["c"], "by-model": ["a", "b", "c", "gone", "main"]}
 
-# What goes wrong with the backends, by its class.
+# What goes wrong with the backends, by its class; whether a limit of time is met depends on the moment.
 CLASSES = {
-    *("caller", "credential", "crashed", "malformed", "model_unknown", "overloaded", "rate_limited"),
-    *("server_error", "socket", "timeout_head", "timeout_idle", "timeout_total"),
+    *("caller", "credential", "crashed", "malformed", "model_unknown"),
+    *("overloaded", "rate_limited", "server_error", "socket"),
 }
 
 
