@@ -297,9 +297,10 @@ impl LiveBody {
         let upstream = self.flight.upstream.borrow_mut().take();
         let is_events = upstream.as_ref().is_none_or(|upstream| matches!(upstream.meter, Meter::Events(_)));
         let usage = upstream.as_ref().map(Upstream::usage_or_estimate).unwrap_or_default();
+        // Before anything is told of it: the provider's words may quote the key.
+        let failure = super::redact(&self.flight.backend, self.flight.minter.as_deref(), failure.clone());
         self.flight.note_broken(failure.class, &failure.unquoted());
         self.close(End::Truncated(failure.class), usage);
-        let failure = super::redact(&self.flight.backend, self.flight.minter.as_deref(), failure.clone());
         let form = GatewayError::Upstream(Box::new(failure)).form();
         Some(last_words(is_events, &form.message, &form.kind, form.code.as_deref().unwrap_or("upstream_error")))
     }

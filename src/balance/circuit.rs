@@ -204,7 +204,7 @@ pub struct Circuit {
     openings: AtomicU32,
     /// Place of the class in [`FailureClass::ALL`].
     class: AtomicU8,
-    /// Whether what failed last had brought content before: then content alone proves nothing.
+    /// Whether a reply was cut since one came to its end: then content alone proves nothing.
     is_cut: AtomicBool,
     window: [AtomicU64; 2],
 }
@@ -281,12 +281,13 @@ impl Circuit {
         self.count(false, rules, now);
         if self.streak.load(Ordering::Relaxed) != 0 {
             self.streak.store(0, Ordering::Relaxed);
+            self.is_cut.store(false, Ordering::Relaxed);
         }
     }
 
-    /// A try that is about to be counted as failed had brought content before, or had not.
-    pub fn note_cut(&self, is_cut: bool) {
-        self.is_cut.store(is_cut, Ordering::Relaxed);
+    /// A try that is about to be counted as failed had brought content before.
+    pub fn note_cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
     }
 
     /// Closes the circuit if it is not closed: a request that began then has brought content. Where replies have been cut, one

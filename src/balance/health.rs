@@ -244,7 +244,6 @@ impl Health {
         let is_connection = matches!(class, FailureClass::Timeout(Phase::Connect)) || (class == FailureClass::Socket && !sent);
         let concerns_backend = matches!(class, FailureClass::Credential | FailureClass::Billing) || is_connection;
         if concerns_backend {
-            self.circuit.note_cut(is_cut);
             transitions
                 .extend(self.circuit.failed(class, began, retry_after, &self.rules, now).map(|step| (Scope::Backend, step)));
             return transitions;
@@ -253,7 +252,9 @@ impl Health {
         if class == FailureClass::ModelUnknown && is_other {
             return transitions;
         }
-        self.slot(slot).circuit.note_cut(is_cut);
+        if is_cut {
+            self.slot(slot).circuit.note_cut();
+        }
         let Some(step) = self.slot(slot).circuit.failed(class, began, retry_after, &self.rules, now) else {
             return transitions;
         };
@@ -264,7 +265,9 @@ impl Health {
             && let Some(other) = self.other_open(slot, now)
             && let Some(step) = self.circuit.open_until(until.min(other), class, streak, trips, now)
         {
-            self.circuit.note_cut(is_cut);
+            if is_cut {
+                self.circuit.note_cut();
+            }
             transitions.push((Scope::Backend, step));
         }
         transitions

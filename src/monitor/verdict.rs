@@ -113,11 +113,10 @@ impl Sources<'_> {
             return found(Condition::Ailing, words, None);
         }
         let recently = |at: Option<Moment>| at.is_some_and(|at| now.since(at) < RECENT);
-        let (served, failed) = shared.health.last();
-        let served = served.max(shared.health.last_answer());
+        let (whole, failed) = shared.health.last();
+        let served = whole.max(shared.health.last_answer());
         let in_flight = shared.permits.used();
-        let (whole, cut) = (shared.health.last().0, stats.truncated);
-        if cut > 0 && recently(failed) && !recently(whole) {
+        if stats.truncated > 0 && recently(failed) && !recently(whole) {
             let words = format!("no reply came to its end lately: {}", most_frequent(&stats));
             found(Condition::Ailing, words, None)
         } else if recently(served) {

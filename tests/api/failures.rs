@@ -597,7 +597,11 @@ async fn an_error_within_a_stream_does_not_show_the_key() {
     let client = crate::streams::Listener::open(&gateway, "up", "hi").await;
     let (reply, whole) = client.finish().await;
     assert_no_key(&reply, "error event");
+    let id = reply.header("x-request-id").unwrap().to_owned();
     assert_broken_after("one ", "error event", (reply, whole));
+    let story = gateway.get(&format!("/admin/api/requests/{id}")).await;
+    assert_eq!(story.json()["tries"][0]["outcome"], "truncated", "{}", story.text());
+    assert_no_key(&story, "story");
 }
 
 #[tokio::test]
