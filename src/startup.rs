@@ -17,7 +17,7 @@ use crate::actors::director::Director;
 use crate::actors::slots::Shared;
 use crate::actors::{Cancel, CancelRequest};
 use crate::attempt::{Counted, Cut};
-use crate::http::{Gateway, Operations, RequestSpan, request_id_header, routes};
+use crate::http::{Gateway, Operations, RequestSpan, finish_reply, routes};
 use crate::settings::{Backend, BackendType, Settings};
 use crate::shard::Shard;
 
@@ -66,7 +66,7 @@ impl Application {
             let worker = next_worker.fetch_add(1, Ordering::Relaxed);
             let slots = Shard::start_worker(&factory_shared, worker, &factory_director);
             let gateway = Rc::new(Gateway::new(slots, operations.clone()));
-            App::new().app_data(gateway).configure(routes).wrap_fn(request_id_header).wrap(TracingLogger::<RequestSpan>::new())
+            App::new().app_data(gateway).configure(routes).wrap_fn(finish_reply).wrap(TracingLogger::<RequestSpan>::new())
         })
         .on_connect(move |_, connection| {
             connection.insert(Counted::one_of(&connections));

@@ -32,6 +32,7 @@ MANY = 200  # backends in the big pool
 FORMATS = ("anthropic", "gemini")  # upstreams of the translating lanes
 # With 2m nginx keeps every body in memory; 16k is its own default, beyond which it writes bodies to a file.
 BODY_BUFFER = os.environ.get("NGINX_BODY_BUFFER", "2m")
+PAGE_IS_OPEN = False  # whether every gateway has a reader of the event stream
 
 
 class Void(Exception):
@@ -171,7 +172,7 @@ routes:
     # Not asked to end: it would rightly wait for its streams.
     stack.callback(stop, process, signal.SIGKILL)
     wait_for(listen, "/ready", process, name)
-    if "watched" in name:
+    if PAGE_IS_OPEN or "watched" in name:
         stack.enter_context(watcher(listen))
     return Lane(name, process.pid, listen)
 
@@ -596,6 +597,8 @@ def notes(rounds, foreign, results):
         "'to nginx' is the ratio or difference within a round. One worker on one core; mock and load generator on another, "
         f"so requests/s is bounded by them. {cpu}, Linux {os.uname().release}, {version}, {commit}, {time.strftime('%Y-%m-%d')}.",
     ]
+    if PAGE_IS_OPEN:
+        lines.append("Every gateway had a reader of /admin's event stream all the while.")
     lines.append(f"Other processes took {foreign:.1f} % of the two cores" + (": too much for sharp figures." if foreign > 3 else "."))
     if not GATEWAY.exists():
         lines.append(f"No gateway: {GATEWAY} is missing (cargo build --profile dist, or set STAGEDOOR_BIN).")
@@ -612,9 +615,12 @@ def main():
     parser = argparse.ArgumentParser(
         prog="run", description=__doc__.splitlines()[0], epilog=f"Environment: {environment}."
     )
+    parser.add_argument("--page", action="store_true", help="every gateway has a reader of /admin's event stream all the while")
     parser.add_argument("--quick", action="store_true", help="two short rounds: a look, not a verdict")
     parser.add_argument("--only", metavar="NAME", choices=[*MEASURES, "memory"], help="one of: " + ", ".join([*MEASURES, "memory"]))
     options = parser.parse_args()
+    global PAGE_IS_OPEN
+    PAGE_IS_OPEN = options.page
     rounds = int(os.environ.get("ROUNDS", 2 if options.quick else 7))
     if not {TEST_CPU, LOAD_CPU} <= os.sched_getaffinity(0) or TEST_CPU == LOAD_CPU:
         sys.exit(f"cores {TEST_CPU} and {LOAD_CPU} are not both there; set BENCH_CPUS")

@@ -231,11 +231,13 @@ impl HttpClient {
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(invalid());
         }
-        let mut head = RequestHead::default();
-        head.method = method.clone();
-        head.headers.insert(header::HOST, host_header(&uri).ok_or_else(invalid)?);
         let json = json();
         let own = if headers.is_empty() { &json } else { headers };
+        let mut head = RequestHead::default();
+        head.method = method.clone();
+        // No larger than it must be: it is read for every request, and each backend has its own.
+        head.headers = HeaderMap::with_capacity(1 + own.len() + self.headers.len());
+        head.headers.insert(header::HOST, host_header(&uri).ok_or_else(invalid)?);
         for (name, value) in own.iter().chain(&self.headers) {
             head.headers.insert(name.clone(), value.clone());
         }

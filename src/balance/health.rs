@@ -1,5 +1,6 @@
 //! Health of one backend: its circuits and pulses by model, shared by all workers.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -21,6 +22,32 @@ pub struct ModelSlot {
     pub circuit: Circuit,
     /// How fast it answers.
     pub pulse: Pulse,
+}
+
+impl ModelSlot {
+    /// Whether it stands for all models that are not listed.
+    pub fn is_rest(&self) -> bool {
+        *self.model == *OTHER
+    }
+}
+
+/// A model that may be asked for. Its slot is made when it first is: most never are, and those that are then lie close together
+/// in memory, on few pages, whatever the number of backends.
+#[derive(Debug)]
+struct Listed {
+    model: Box<str>,
+    slot: OnceLock<Box<ModelSlot>>,
+}
+
+impl Listed {
+    fn new(model: String) -> Self {
+        Self { model: model.into(), slot: OnceLock::new() }
+    }
+
+    fn slot(&self) -> &ModelSlot {
+        let new = || ModelSlot { model: self.model.clone(), circuit: Circuit::default(), pulse: Pulse::default() };
+        self.slot.get_or_init(|| Box::new(new()))
+    }
 }
 
 /// What a transition is about.
@@ -73,7 +100,7 @@ pub struct Health {
     /// The backend's own circuit.
     pub circuit: Circuit,
     /// By model, sorted; the last is for all others.
-    slots: Vec<ModelSlot>,
+    models: Box<[Listed]>,
     served: AtomicU64,
     failed: AtomicU64,
     /// When content has come last.
@@ -88,12 +115,10 @@ impl Health {
         let mut models: Vec<String> = models.into_iter().filter(|model| model != OTHER).collect();
         models.sort_unstable();
         models.dedup();
-        let slot = |model: String| ModelSlot { model: model.into(), circuit: Circuit::default(), pulse: Pulse::default() };
-        let slots = models.into_iter().chain([OTHER.to_owned()]).map(slot).collect();
         Self {
             rules,
             circuit: Circuit::default(),
-            slots,
+            models: models.into_iter().chain([OTHER.to_owned()]).map(Listed::new).collect(),
             served: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -103,33 +128,42 @@ impl Health {
 
     /// The slot of a model. A right guess saves the search, whose every step is at another place of memory.
     pub fn slot_of(&self, model: &str, guess: u16) -> u16 {
-        if self.slots.get(usize::from(guess)).is_some_and(|slot| *slot.model == *model) {
+        if self.models.get(usize::from(guess)).is_some_and(|listed| *listed.model == *model) {
             return guess;
         }
-        let listed = &self.slots[..self.slots.len() - 1];
-        let place = listed.binary_search_by(|slot| (*slot.model).cmp(model)).unwrap_or(listed.len());
+        let listed = self.listed();
+        let place = listed.binary_search_by(|listed| (*listed.model).cmp(model)).unwrap_or(listed.len());
         u16::try_from(place).unwrap_or(u16::MAX)
+    }
+
+    /// All models but the last, which stands for the others.
+    fn listed(&self) -> &[Listed] {
+        &self.models[..self.models.len() - 1]
     }
 
     /// The id of a slot's model; `None` for the one of all others.
     pub fn model(&self, slot: u16) -> Option<&str> {
-        let listed = &self.slots[..self.slots.len() - 1];
-        listed.get(usize::from(slot)).map(|slot| &*slot.model)
+        self.listed().get(usize::from(slot)).map(|listed| &*listed.model)
     }
 
     /// What is known of a model.
     pub fn slot(&self, slot: u16) -> &ModelSlot {
-        &self.slots[usize::from(slot).min(self.slots.len() - 1)]
+        self.models[usize::from(slot).min(self.models.len() - 1)].slot()
     }
 
-    /// All models, the others last.
-    pub fn slots(&self) -> &[ModelSlot] {
-        &self.slots
+    /// The models that have been asked for, the others last.
+    pub fn slots(&self) -> impl Iterator<Item = &ModelSlot> {
+        self.models.iter().filter_map(|listed| listed.slot.get().map(|slot| &**slot))
+    }
+
+    /// Whether a model has a slot of its own, or it is the name of the one for all others.
+    pub fn has_slot(&self, model: &str) -> bool {
+        self.models.iter().any(|listed| *listed.model == *model)
     }
 
     /// Times that any of its circuits has opened or failed its probe.
     pub fn openings(&self) -> u64 {
-        let circuits = self.slots.iter().map(|slot| &slot.circuit).chain([&self.circuit]);
+        let circuits = self.slots().map(|slot| &slot.circuit).chain([&self.circuit]);
         circuits.map(|circuit| u64::from(circuit.openings())).sum()
     }
 
@@ -248,7 +282,7 @@ impl Health {
                 .extend(self.circuit.failed(class, began, retry_after, &self.rules, now).map(|step| (Scope::Backend, step)));
             return transitions;
         }
-        let is_other = usize::from(slot) + 1 >= self.slots.len();
+        let is_other = usize::from(slot) >= self.listed().len();
         if class == FailureClass::ModelUnknown && is_other {
             return transitions;
         }
@@ -276,7 +310,7 @@ impl Health {
     /// Closes every circuit, or one model's and the backend's, and forgets what was measured; says how many were not closed.
     pub fn reset(&self, model: Option<&str>, now: Moment) -> usize {
         self.given_up.store(0, Ordering::Relaxed);
-        let chosen = self.slots.iter().filter(|slot| model.is_none_or(|model| *slot.model == *model));
+        let chosen = self.slots().filter(|slot| model.is_none_or(|model| *slot.model == *model));
         let closed = chosen
             .map(|slot| {
                 slot.pulse.reset();
@@ -287,11 +321,10 @@ impl Health {
     }
 
     fn other_open(&self, slot: u16, now: Moment) -> Option<Moment> {
-        self.slots.iter().enumerate().filter(|(place, _)| *place != usize::from(slot)).find_map(|(_, slot)| {
-            match slot.circuit.state(now) {
-                CircuitState::Open { until, class } if !is_hard(class) => Some(until),
-                CircuitState::Open { .. } | CircuitState::HalfOpen { .. } | CircuitState::Closed => None,
-            }
+        let own = self.slot(slot);
+        self.slots().filter(|slot| !std::ptr::eq(*slot, own)).find_map(|slot| match slot.circuit.state(now) {
+            CircuitState::Open { until, class } if !is_hard(class) => Some(until),
+            CircuitState::Open { .. } | CircuitState::HalfOpen { .. } | CircuitState::Closed => None,
         })
     }
 }

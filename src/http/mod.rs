@@ -26,7 +26,7 @@ use crate::actors::slots::{Shared, Slots};
 use crate::monitor::{Monitor, Ticks};
 use admin::Guesses;
 
-pub use span::{RequestSpan, request_id_header};
+pub use span::{RequestSpan, finish_reply};
 
 /// What the handlers of one worker work with.
 pub struct Gateway {

@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use actix_web::body::MessageBody;
+use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::http::{ConnectionType, Version};
 use actix_web::{Error, HttpMessage, HttpRequest};
 use tracing::Span;
 use tracing::field::Empty;
@@ -86,16 +87,17 @@ pub(super) fn id_of(request: &HttpRequest) -> Arc<str> {
     request.extensions().get::<RequestId>().map_or_else(|| request_id(None), |id| Arc::clone(&id.0))
 }
 
-/// Puts the request's id on every reply.
+/// Puts the request's id on every reply, and frames it so that a client of HTTP/1.0 can read it.
 ///
 /// # Errors
 /// What the service itself returns.
-pub fn request_id_header<S, B>(
+pub fn finish_reply<S, B>(
     request: ServiceRequest,
     service: &S,
 ) -> impl Future<Output = Result<ServiceResponse<B>, Error>> + use<S, B>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+    B: MessageBody,
 {
     let id = request.extensions().get::<RequestId>().cloned();
     let answer = service.call(request);
@@ -103,6 +105,12 @@ where
         let mut response = answer.await?;
         if let Some(value) = id.and_then(|id| HeaderValue::from_str(&id.0).ok()) {
             response.headers_mut().insert(X_REQUEST_ID, value);
+        }
+        if response.request().version() < Version::HTTP_11 && response.response().body().size() == BodySize::Stream {
+            let head = response.response_mut().head_mut();
+            // It knows no chunks: the end of the connection is the end of the body.
+            head.no_chunking(true);
+            head.set_connection_type(ConnectionType::Close);
         }
         Ok(response)
     }

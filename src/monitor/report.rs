@@ -11,7 +11,7 @@ use super::state::{
     PermitState, Pool, Quantiles, Recent, Route, Share, State, Totals, WorkerPool, WorkerProvider,
 };
 use super::verdict::Finding;
-use crate::actors::slots::{Shared, SharedBackend};
+use crate::actors::slots::Shared;
 use crate::actors::{PoolState, ProviderState, ShardState};
 use crate::attempt::FlightView;
 use crate::balance::{self, CircuitState, Histogram, MemberStats, ModelSlot, Moment};
@@ -123,7 +123,7 @@ impl Sources<'_> {
             drained,
             circuit,
             circuit_openings: shared.health.openings(),
-            models: shared.health.slots().iter().filter_map(|slot| model(slot, now)).collect(),
+            models: shared.health.slots().filter_map(|slot| model(slot, now)).collect(),
             last_served_seconds_ago: ago(shared.health.last().0),
             last_failed_seconds_ago: ago(shared.health.last().1),
             generation: self.providers(index).map(|(_, state)| state.generation).max(),
@@ -301,11 +301,6 @@ pub(super) fn circuit(circuit: &balance::Circuit, now: Moment) -> Circuit {
 /// Whether a model has been asked for, or its circuit is not closed.
 pub(super) fn is_known(slot: &ModelSlot, now: Moment) -> bool {
     slot.pulse.averages() != (None, None) || slot.circuit.state(now) != CircuitState::Closed
-}
-
-/// Whether a slot stands for all models that are not listed.
-pub(super) fn is_rest(shared: &SharedBackend, slot: &ModelSlot) -> bool {
-    shared.health.slots().last().is_some_and(|last| std::ptr::eq(last, slot))
 }
 
 /// When a model is asked again.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::report::{LATELY, RECENT, Sources, circuit, is_known, is_rest, next_ask};
+use super::report::{LATELY, RECENT, Sources, circuit, is_known, next_ask};
 use super::state::{Condition, Level, Verdict};
 use crate::actors::slots::SharedBackend;
 use crate::balance::{CircuitState, MemberStats, ModelSlot, Moment};
@@ -81,13 +81,13 @@ impl Sources<'_> {
     fn closed(&self, index: usize, shared: &SharedBackend) -> Finding {
         let now = self.now;
         let found = |condition, reason: String, until| Finding { condition, reason, until };
-        let asked: Vec<&ModelSlot> = shared.health.slots().iter().filter(|slot| is_known(slot, now)).collect();
+        let asked: Vec<&ModelSlot> = shared.health.slots().filter(|slot| is_known(slot, now)).collect();
         let open: Vec<&ModelSlot> =
             asked.iter().copied().filter(|slot| slot.circuit.state(now) != CircuitState::Closed).collect();
         if let Some(first) = open.iter().min_by_key(|slot| next_ask(slot, now)) {
             let told = circuit(&first.circuit, now);
             let more = if open.len() > 1 { format!(" and {} more", open.len() - 1) } else { String::new() };
-            let name = if is_rest(shared, first) { "its models" } else { &first.model };
+            let name = if first.is_rest() { "its models" } else { &first.model };
             let words = format!("circuit of {name}{more} {}: {}", told.state, told.class.unwrap_or("unknown"));
             // What takes none of the requests it gets is down.
             let condition = match told.until_seconds {
@@ -214,7 +214,7 @@ impl Counts {
 /// How long a backend's requests have waited for an answer on average, where that is too long.
 fn silence(shared: &SharedBackend, now: Moment) -> Option<f64> {
     let (times, least, unknown) = SILENT;
-    let beats = shared.health.slots().iter().flat_map(|slot| [true, false].map(|stream| slot.pulse.beat(stream, LONG, now)));
+    let beats = shared.health.slots().flat_map(|slot| [true, false].map(|stream| slot.pulse.beat(stream, LONG, now)));
     let bound = |expected: Option<f64>| expected.map_or(unknown, |seconds| (seconds * times).max(least));
     let late = beats.filter(|beat| beat.waiting > 0 && beat.waited > bound(beat.expected));
     late.map(|beat| beat.waited).max_by(f64::total_cmp)

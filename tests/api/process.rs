@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -768,6 +769,34 @@ async fn readers_that_stop_and_watchers_that_never_read_hold_little_memory() {
     // What lies in the kernel's buffers is not counted here.
     assert!(more < 40 * 500, "{more} KiB more than {before} KiB");
     assert_eq!(running.chat("idle-1", "hi").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_gigabyte_of_stream_comes_through_whole_and_holds_little_memory() {
+    const BYTES: usize = 1 << 30;
+    let (provider, written) = crate::streams::plenty(BYTES).await;
+    let running = Running::start(
+        &format!("server: {{ port: 0, workers: 1 }}\nbackends:\n{}", crate::support::backend("up", &provider.endpoint(), "")),
+        &[],
+    );
+    let mut client = running.open_stream("up", "hi").await;
+    let (mut read, mut tail, mut buffer) = (0, Vec::new(), vec![0; 1 << 20]);
+    let (mut least, mut most) = (u64::MAX, 0);
+    while !tail.ends_with(b"\r\n0\r\n\r\n") {
+        let got = timeout(PATIENCE, client.read(&mut buffer)).await.expect("more comes").unwrap();
+        assert!(got > 0, "the stream is cut after {read} bytes");
+        // Looked at every 16 MiB or so, once it runs.
+        if (read >> 24) != ((read + got) >> 24) {
+            let held = resident(&running);
+            (least, most) = (least.min(held), most.max(held));
+        }
+        read += got;
+        tail.extend_from_slice(&buffer[..got]);
+        tail.drain(..tail.len().saturating_sub(64));
+    }
+    assert!(read > BYTES && written.load(Ordering::SeqCst) >= BYTES, "{read}");
+    assert!(String::from_utf8_lossy(&tail).contains("[DONE]"));
+    assert!(most - least < 16 << 10, "{least} to {most} KiB");
 }
 
 #[tokio::test]

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 
 use crate::support::{
     Gateway, Head, PATIENCE, Provider, Received, Reply, Wire, backend, chat_body, completion, eventually, finish_event,
-    read_chunk, read_head, usage_event, word_event,
+    read_body, read_chunk, read_head, usage_event, word_event,
 };
 
 const DONE: &str = "data: [DONE]\n\n";
@@ -770,6 +770,41 @@ async fn a_slow_reader_holds_the_provider_back_and_gets_everything() {
     }
     assert!(read > bytes && written.load(Ordering::SeqCst) >= bytes);
     assert!(String::from_utf8_lossy(&tail).contains("[DONE]"));
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_no_chunks_and_the_end_of_the_connection() {
+    let provider = Provider::start(|_, mut wire| async move {
+        wire.begin_stream().await;
+        wire.chunk(&word_event("all ")).await;
+        wire.chunk(&word_event("of it")).await;
+        wire.chunk(&format!("{}{DONE}", finish_event())).await;
+        wire.end_chunks().await;
+        Some(wire)
+    })
+    .await;
+    let gateway = one(&provider, "");
+    let body = chat_body("up", "hi", true).to_string();
+    for connection in ["", "connection: keep-alive\r\n"] {
+        let mut client = TcpStream::connect(gateway.address).await.unwrap();
+        let head = format!("POST /v1/chat/completions HTTP/1.0\r\n{connection}content-type: application/json\r\n");
+        client.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+        let head = read_head(&mut client).await;
+        assert_eq!((head.status, head.header("transfer-encoding"), head.header("content-length")), (200, None, None));
+        assert_ne!(head.header("connection"), Some("keep-alive"));
+        let mut seen = Vec::new();
+        timeout(PATIENCE, client.read_to_end(&mut seen)).await.expect("the connection ends").unwrap();
+        assert!(seen.starts_with(b"data: "), "{}", String::from_utf8_lossy(&seen));
+        assert_eq!(said(&seen), ("all of it".to_owned(), true));
+    }
+    // What has a length leaves the connection open.
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    for _ in 0..2 {
+        client.write_all(b"GET /health HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await.unwrap();
+        let head = read_head(&mut client).await;
+        assert_eq!((head.status, head.header("connection")), (200, Some("keep-alive")));
+        read_body(&mut client, &head).await;
+    }
 }
 
 #[tokio::test]

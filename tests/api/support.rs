@@ -224,7 +224,8 @@ pub async fn try_read_head(stream: &mut TcpStream) -> Option<Head> {
     let line = lines.next()?.to_owned();
     let headers =
         lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
-    let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest[..3].parse().ok()).unwrap_or(0);
+    let rest = ["HTTP/1.1 ", "HTTP/1.0 "].iter().find_map(|version| line.strip_prefix(version));
+    let status = rest.and_then(|rest| rest[..3].parse().ok()).unwrap_or(0);
     Some(Head { status, line, headers })
 }
 

@@ -228,7 +228,7 @@ pub(super) async fn reset(request: HttpRequest) -> Result<HttpResponse, Refused>
     let shared = act.shared();
     let health = &shared.backends[act.backend.index].health;
     if let Some(model) = &options.model
-        && !health.slots().iter().any(|slot| *slot.model == **model)
+        && !health.has_slot(model)
     {
         let model: String = model.chars().take(64).collect();
         return Err(not_found(&format!("backend `{}` has no circuit for the model `{model}`", act.backend.name)));
