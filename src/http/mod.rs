@@ -24,7 +24,7 @@ use actix_web::{FromRequest, Handler, Resource, Responder, guard, web};
 use crate::actors::director::Director;
 use crate::actors::slots::{Shared, Slots};
 use crate::monitor::{Monitor, Ticks};
-use admin::Guesses;
+use admin::{Ended, Guesses};
 
 pub use span::{RequestSpan, finish_reply};
 
@@ -42,6 +42,8 @@ pub struct Gateway {
     pub ticks: Ticks,
     /// Wrong tokens.
     guesses: Arc<Guesses>,
+    /// Sessions that were ended before their time.
+    ended: Arc<Ended>,
     /// By pool index: silence before an SSE comment while nothing has come yet.
     keep_alive: Vec<Option<Duration>>,
 }
@@ -56,13 +58,14 @@ pub struct Operations {
     /// The same once a second.
     pub ticks: Ticks,
     guesses: Arc<Guesses>,
+    ended: Arc<Ended>,
 }
 
 impl Operations {
     /// Starts the monitor beside a director.
     pub fn start(shared: &Arc<Shared>, director: &Addr<Director>) -> Self {
         let (monitor, ticks) = Monitor::new(Arc::clone(shared), director.clone());
-        Self { director: director.clone(), monitor: monitor.start(), ticks, guesses: Arc::default() }
+        Self { director: director.clone(), monitor: monitor.start(), ticks, guesses: Arc::default(), ended: Arc::default() }
     }
 }
 
@@ -75,8 +78,8 @@ impl Gateway {
             pool.members.iter().filter_map(|member| settings.backends[*member].keep_alive).min()
         };
         let keep_alive = settings.pools.iter().map(shortest).collect();
-        let Operations { director, monitor, ticks, guesses } = operations;
-        Self { slots, shared, director, monitor, ticks, guesses, keep_alive }
+        let Operations { director, monitor, ticks, guesses, ended } = operations;
+        Self { slots, shared, director, monitor, ticks, guesses, ended, keep_alive }
     }
 }
 

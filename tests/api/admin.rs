@@ -108,6 +108,9 @@ async fn a_session_is_begun_by_a_token_kept_in_a_strict_cookie_and_ended() {
     let ended = with(&gateway, "DELETE", "/admin/api/session", &[session, ("connection", "close")]).await;
     assert_eq!(ended.status, 204);
     assert!(ended.header("set-cookie").unwrap().contains("Max-Age=0"));
+    // A copy of the cookie is worth nothing either; the sessions of others go on.
+    assert_eq!(with(&gateway, "GET", "/admin/api/state", &[session]).await.status, 401);
+    assert_eq!(with(&gateway, "GET", "/admin/api/state", &[("cookie", &reading)]).await.status, 200);
     for body in ["", "{", "{\"token\":1}", "{\"token\":\"x\",\"more\":1}", "[]"] {
         assert_eq!(gateway.send("POST", "/admin/api/session", &[], body.as_bytes()).await.status, 400, "{body}");
     }

@@ -116,7 +116,7 @@ async fn admit(request: &HttpRequest, gateway: &Gateway, address: Option<IpAddr>
         if settings.admin_token.is_some() || settings.read_token.is_some() {
             return check_token(gateway, token, address).await.map(|role| (role, Way::Token));
         }
-    } else if let Some(role) = session::role(request, settings) {
+    } else if let Some(role) = session::role(request, gateway) {
         return Ok((role, Way::Session));
     }
     if settings.admin_token.is_none() && is_from_here(request) {

@@ -1,6 +1,9 @@
 //! Sessions: a browser trades its token once for a cookie that no script can read and no other site can send. Nothing is
-//! kept of them here: the cookie says until when it holds, signed with a key made of the token. A new token ends them all.
+//! kept of them here but which have been ended: the cookie says until when it holds, signed with a key made of the token. A
+//! new token ends them all.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use actix_web::cookie::{Cookie, SameSite, time};
@@ -21,6 +24,29 @@ use crate::unix_time::unix_time;
 const COOKIE: &str = "stagedoor_admin";
 /// How long a session holds.
 const LASTS: Duration = Duration::from_secs(12 * 3_600);
+/// Ended sessions that are remembered.
+const REMEMBERED: usize = 1_024;
+
+/// Sessions that were ended before their time, by cookie: a copy must not go on.
+#[derive(Default)]
+pub(crate) struct Ended(Mutex<HashMap<String, u64>>);
+
+impl Ended {
+    /// Notes one that would have held until `ends`, in seconds of Unix time.
+    fn note(&self, cookie: &str, ends: u64, now: u64) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, ends| *ends > now);
+        if known.len() >= REMEMBERED {
+            let first = known.iter().min_by_key(|(_, ends)| **ends).map(|(cookie, _)| cookie.clone());
+            first.map(|first| known.remove(&first));
+        }
+        known.insert(cookie.to_owned(), ends);
+    }
+
+    fn is(&self, cookie: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(cookie)
+    }
+}
 
 /// What one has to know to enter.
 #[derive(Deserialize, ToSchema)]
@@ -70,6 +96,14 @@ pub(super) async fn begin(request: HttpRequest, body: Result<web::Bytes, actix_w
 #[utoipa::path(delete, path = "/admin/api/session", tag = "session", security(()), responses((status = 204), (status = 403, body = Problem)))]
 pub(super) async fn end(request: HttpRequest) -> Result<HttpResponse, Refused> {
     same_origin(&request)?;
+    let gateway = request.app_data::<std::rc::Rc<Gateway>>().ok_or_else(Refused::internal)?;
+    let now = unix_time().as_secs();
+    for value in values(&request) {
+        // What is none of ours fills no memory.
+        if let Some((_, ends)) = opened(&value, &gateway.shared.settings, now) {
+            gateway.ended.note(&value, ends, now);
+        }
+    }
     let mut cookie = cookie(&request, String::new());
     cookie.make_removal();
     Ok(HttpResponse::NoContent().cookie(cookie).finish())
@@ -82,11 +116,16 @@ fn cookie(request: &HttpRequest, value: String) -> Cookie<'static> {
 }
 
 /// What the request's session may do, if it has one that holds.
-pub(super) fn role(request: &HttpRequest, settings: &Settings) -> Option<Role> {
-    let cookies = request.cookies().ok()?;
-    // Another application on the same host may have set one of this name.
-    let own = cookies.iter().filter(|cookie| cookie.name() == COOKIE);
-    own.filter_map(|cookie| opened(cookie.value(), settings, unix_time().as_secs())).next()
+pub(super) fn role(request: &HttpRequest, gateway: &Gateway) -> Option<Role> {
+    let now = unix_time().as_secs();
+    let holds = values(request).into_iter().filter(|value| !gateway.ended.is(value));
+    holds.filter_map(|value| opened(&value, &gateway.shared.settings, now)).map(|(role, _)| role).next()
+}
+
+/// The cookies of a request that may be a session: another application on the same host may have set one of this name.
+fn values(request: &HttpRequest) -> Vec<String> {
+    let Ok(cookies) = request.cookies() else { return Vec::new() };
+    cookies.iter().filter(|cookie| cookie.name() == COOKIE).map(|cookie| cookie.value().to_owned()).collect()
 }
 
 fn key(role: Role, settings: &Settings) -> Option<hmac::Key> {
@@ -99,20 +138,23 @@ fn key(role: Role, settings: &Settings) -> Option<hmac::Key> {
     Some(hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, b"stagedoor session").as_ref()))
 }
 
-/// `role.end.signature`.
+/// `role.end.number.signature`; the number tells sessions apart that began in the same second.
 fn sealed(role: Role, ends: u64, settings: &Settings) -> Option<String> {
-    let text = format!("{}.{ends}", role.word());
+    let text = format!("{}.{ends}.{:016x}", role.word(), fastrand::u64(..));
     let signature = hmac::sign(&key(role, settings)?, text.as_bytes());
     Some(format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 
-fn opened(value: &str, settings: &Settings, now: u64) -> Option<Role> {
+/// What a cookie's holder may do, and until when.
+fn opened(value: &str, settings: &Settings, now: u64) -> Option<(Role, u64)> {
     let (text, signature) = value.rsplit_once('.')?;
-    let (role, ends) = text.split_once('.')?;
+    let (role, rest) = text.split_once('.')?;
+    let (ends, _) = rest.split_once('.')?;
     let role = [Role::Operator, Role::Reader].into_iter().find(|known| known.word() == role)?;
     let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
     hmac::verify(&key(role, settings)?, text.as_bytes(), &signature).ok()?;
-    (ends.parse::<u64>().ok()? > now).then_some(role)
+    let ends = ends.parse::<u64>().ok()?;
+    (ends > now).then_some((role, ends))
 }
 
 #[cfg(test)]
@@ -130,16 +172,29 @@ mod tests {
     fn a_session_holds_until_its_end_and_no_longer_than_its_token() {
         let settings = settings("one");
         let sealed = sealed(Role::Operator, 1_000, &settings).unwrap();
-        assert_eq!(opened(&sealed, &settings, 999), Some(Role::Operator));
+        assert_eq!(opened(&sealed, &settings, 999), Some((Role::Operator, 1_000)));
         assert_eq!(opened(&sealed, &settings, 1_000), None);
         assert_eq!(opened(&sealed, &self::settings("two"), 999), None);
+    }
+
+    #[test]
+    fn ended_sessions_are_remembered_until_their_time_and_within_bounds() {
+        let ended = Ended::default();
+        ended.note("a", 10, 1);
+        ended.note("b", 20, 1);
+        assert!(ended.is("a") && ended.is("b") && !ended.is("c"));
+        ended.note("c", 30, 15);
+        assert!(!ended.is("a") && ended.is("b"));
+        (0..2 * REMEMBERED as u64).for_each(|number| ended.note(&format!("more {number}"), 100 + number, 15));
+        assert_eq!(ended.0.lock().unwrap().len(), REMEMBERED);
+        assert!(ended.is(&format!("more {}", 2 * REMEMBERED - 1)));
     }
 
     #[test]
     fn a_session_cannot_be_made_into_another() {
         let settings = settings("one");
         let sealed = sealed(Role::Reader, 1_000, &settings).unwrap();
-        assert_eq!(opened(&sealed, &settings, 1), Some(Role::Reader));
+        assert_eq!(opened(&sealed, &settings, 1), Some((Role::Reader, 1_000)));
         for forged in [sealed.replace("reader", "operator"), sealed.replace("1000", "9000"), "operator.9.".into(), "".into()] {
             assert_eq!(opened(&forged, &settings, 1), None, "{forged}");
         }
