@@ -23,8 +23,8 @@ use super::slots::{JobQueue, Slots, Up};
 use super::view::View;
 use super::{Bounce, Bounced, Crashed, Down, Job, JobParts, Outcome, PermitReturned, Retire, RetireReport};
 use crate::attempt::{
-    Cut, End, Fetcher, FlightGuard, FlightPlan, Flights, HttpClient, Minter, Settled, Station, Tower, Transport, Verdict,
-    panic_message, warm_up, work,
+    Cut, End, Fetcher, FlightGuard, FlightPlan, Flights, HttpClient, KEEP_ALIVE, Minter, Settled, Station, Tower, Transport,
+    Verdict, panic_message, warm_up, work,
 };
 use crate::balance::{Permit, Probe, any_reachable};
 use crate::chat::Usage;
@@ -369,6 +369,12 @@ impl Provider {
 
 impl Actor for Provider {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(KEEP_ALIVE, |provider, ctx| {
+            provider.guard(ctx, |provider, _| provider.station.transport.close_idle());
+        });
+    }
 }
 
 impl Drop for Provider {

@@ -29,7 +29,7 @@ use crate::settings::Backend;
 /// Addresses kept at most: models that become part of an address come from clients.
 const KNOWN_LIMIT: usize = 256;
 /// How long an idle connection is kept.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Sends a request over the connections of one connector: its head, headers that go over the head's own, and its body.
 ///
@@ -68,6 +68,18 @@ impl Drop for Ride {
     }
 }
 
+/// What has become of the connections since they were last looked at.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Use {
+    /// There are none.
+    #[default]
+    Unopened,
+    /// Something was sent.
+    Busy,
+    /// Nothing was sent.
+    Idle,
+}
+
 /// The client of one provider generation.
 pub struct HttpClient {
     /// Keep connections for the next request; replaced when they may have served as many as they should.
@@ -80,6 +92,7 @@ pub struct HttpClient {
     /// By endpoint and model, where the model is part of the address.
     by_model: RefCell<HashMap<(Endpoint, bool, String), Rc<RequestHead>>>,
     sent: Cell<u64>,
+    state: Cell<Use>,
     backend: Arc<Backend>,
     tls: Arc<ClientConfig>,
     /// Connections that are open.
@@ -113,6 +126,7 @@ impl HttpClient {
             fixed: RefCell::default(),
             by_model: RefCell::default(),
             sent: Cell::new(0),
+            state: Cell::default(),
             backend: Arc::clone(backend),
             tls,
             open: Arc::clone(open),
@@ -134,8 +148,26 @@ impl HttpClient {
     /// new ones; what rides on the old ones may finish.
     pub fn doubt_connections(&self) {
         if self.backend.network.shared.is_some() {
-            *self.lanes.borrow_mut() = vec![Lane::open(&self.backend, &self.tls, &self.open)];
+            self.begin_anew();
         }
+    }
+
+    /// Closes the connections if nothing was sent since the last time this was called; what rides on them may finish. Else
+    /// those that a provider has closed would stay half open until the next request, which finds them out.
+    pub fn close_idle(&self) {
+        match self.state.get() {
+            Use::Unopened => {}
+            Use::Busy => self.state.set(Use::Idle),
+            Use::Idle => {
+                self.begin_anew();
+                self.state.set(Use::Unopened);
+            }
+        }
+    }
+
+    /// The next requests go over new connections; what rides on the old ones keeps them until its end.
+    fn begin_anew(&self) {
+        *self.lanes.borrow_mut() = vec![Lane::open(&self.backend, &self.tls, &self.open)];
     }
 
     /// Sends a request and awaits the reply's head. The future does not hold the request: it is kept small.
@@ -169,6 +201,7 @@ impl HttpClient {
         };
         Ok(match request.pooled {
             true => {
+                self.state.set(Use::Busy);
                 let lane = self.lane();
                 ((lane.connections)(head, extra, body), Some(Ride::on(lane)))
             }
@@ -193,7 +226,7 @@ impl HttpClient {
         let sent = self.sent.get() + 1;
         self.sent.set(sent);
         if sent > 1 && sent % most == 1 % most {
-            *self.lanes.borrow_mut() = vec![Lane::open(&self.backend, &self.tls, &self.open)];
+            self.begin_anew();
         }
     }
 
@@ -412,4 +445,76 @@ pub fn system_roots() -> rustls::RootCertStore {
     let (added, ignored) = roots.add_parsable_certificates(found.certs);
     tracing::debug!(added, ignored, "system certificates loaded");
     roots
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that answers whatever comes and leaves its connections open.
+    async fn patient() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1/chat/completions", listener.local_addr().unwrap());
+        actix_rt::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                actix_rt::spawn(async move {
+                    let mut buffer = [0; 4_096];
+                    while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+                    }
+                });
+            }
+        });
+        url
+    }
+
+    async fn finish(mut reply: Incoming) {
+        while let Some(chunk) = poll_fn(|cx| reply.poll_next(cx)).await {
+            chunk.unwrap();
+        }
+    }
+
+    #[actix_rt::test]
+    async fn idle_connections_are_closed_and_those_in_use_are_not() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let url = patient().await;
+        let document = "backends: [{ name: b, type: openai, config: { apiKey: k } }]";
+        let settings = crate::settings::from_text("test", document, &std::collections::BTreeMap::new()).unwrap();
+        let tls = tls_config(&rustls::RootCertStore::empty(), None).unwrap();
+        let open = Arc::default();
+        let client = HttpClient::new(&settings.backends[0], &tls, Vec::new(), &open);
+        let send = async || {
+            let request = Outgoing {
+                endpoint: Endpoint::Chat,
+                method: Method::POST,
+                url: Address::Known { model: None, stream: false, make: &|| url.clone() },
+                headers: &[],
+                body: OutgoingBody::Full(bytes::Bytes::from_static(b"{}")),
+                pooled: true,
+            };
+            client.send(request).await.unwrap_or_else(|failure| panic!("{failure:?}"))
+        };
+        let riding = send().await;
+        (0..3).for_each(|_| client.close_idle());
+        assert_eq!(open.load(Ordering::SeqCst), 1, "its body has not been read yet");
+        finish(riding).await;
+        client.close_idle();
+        let closed = async {
+            while open.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), closed).await.expect("it is closed");
+        for _ in 0..2 {
+            finish(send().await).await;
+            client.close_idle();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(open.load(Ordering::SeqCst), 1, "it has been used since");
+    }
 }

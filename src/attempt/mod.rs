@@ -38,7 +38,7 @@ pub use fetch::{Fetcher, Images};
 pub use flight::{Flight, FlightGuard};
 pub use flights::{FlightPlan, FlightView, Flights, Tower};
 pub use headroom::{Headroom, Said};
-pub use http_client::{HttpClient, system_roots, tls_config};
+pub use http_client::{HttpClient, KEEP_ALIVE, system_roots, tls_config};
 pub use live::{COMMENT, LiveBody};
 pub use memory::Memory;
 pub use station::Station;

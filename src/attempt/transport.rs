@@ -146,6 +146,13 @@ impl Transport {
         }
     }
 
+    /// Called every [`super::KEEP_ALIVE`].
+    pub fn close_idle(&self) {
+        if let Self::Http(client) = self {
+            client.close_idle();
+        }
+    }
+
     /// Called when a job is admitted, in the actor's handler.
     pub fn on_admit(&self) {
         if let Self::Simulated(simulator) = self {
