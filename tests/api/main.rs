@@ -4,8 +4,12 @@
 
 mod admin;
 mod bad_input;
+mod bad_replies;
 mod chat;
+mod circuits;
+mod embeddings;
 mod failures;
+mod hedges;
 mod images;
 mod network;
 mod panics;
@@ -13,9 +17,11 @@ mod passthrough;
 mod permits;
 mod pools;
 mod process;
+mod readers;
 mod restarts;
 mod routes;
 mod streams;
 mod support;
 mod tokens;
 mod translated;
+mod usage;

@@ -10,7 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::bad_input::{JSON, TAKEN, assert_error, raw, reply, writing};
+use crate::bad_input::{JSON, assert_error, raw, reply};
+use crate::bad_replies::{TAKEN, writing};
 use crate::streams::Listener;
 use crate::support::{Gateway, PATIENCE, Provider, backend, completion, read_body, read_chunk, read_head};
 

@@ -18,7 +18,7 @@ fn resident(running: &Running) -> u64 {
 
 #[tokio::test]
 async fn readers_that_stop_and_watchers_that_never_read_hold_little_memory() {
-    let (provider, written) = crate::streams::plenty(1 << 40).await;
+    let (provider, written) = crate::readers::plenty(1 << 40).await;
     // Large states for those who watch.
     let many: String = (0..200).map(|n| format!("  - {{ name: idle-{n}, type: simulated }}\n")).collect();
     let running = Running::start(
@@ -35,12 +35,12 @@ async fn readers_that_stop_and_watchers_that_never_read_hold_little_memory() {
         held.push(running.open("GET", "/admin/api/events", &[], "").await);
         if number == 0 {
             // What the first of each kind sets up is not theirs.
-            crate::streams::settled(&written).await;
+            crate::readers::settled(&written).await;
             tokio::time::sleep(Duration::from_secs(2)).await;
             before = resident(&running);
         }
     }
-    crate::streams::settled(&written).await;
+    crate::readers::settled(&written).await;
     // States go on being made for watchers.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let more = resident(&running).saturating_sub(before);
@@ -52,7 +52,7 @@ async fn readers_that_stop_and_watchers_that_never_read_hold_little_memory() {
 #[tokio::test]
 async fn a_gigabyte_of_stream_comes_through_whole_and_holds_little_memory() {
     const BYTES: usize = 1 << 30;
-    let (provider, written) = crate::streams::plenty(BYTES).await;
+    let (provider, written) = crate::readers::plenty(BYTES).await;
     let running = Running::start(
         &format!("server: {{ port: 0, workers: 1 }}\nbackends:\n{}", crate::support::backend("up", &provider.endpoint(), "")),
         &[],
