@@ -21,6 +21,7 @@ mod send_body;
 mod station;
 mod token;
 mod transport;
+mod transport_errors;
 mod tries;
 mod vitals;
 

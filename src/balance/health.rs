@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::circuit::{Admission, Circuit, CircuitRules, CircuitState, Lease, Transition, is_hard};
+use super::circuit::{Admission, Circuit, CircuitState, Lease, Transition};
+use super::circuit_rules::{CircuitRules, is_hard};
 use super::{Moment, Pulse};
 use crate::chat::{FailureClass, Phase};
 

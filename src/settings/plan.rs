@@ -8,14 +8,13 @@ use std::time::Duration;
 use actix_http::header::HeaderValue;
 use sha2::{Digest, Sha256};
 
+use super::backend::is_at;
 use super::document::{self, Auth, Config, Document, Entry, Otlp, Route as RouteEntry};
 use super::pools::pools;
 use super::schema::FAULTS;
 use super::units::Secret;
 use super::walk::{Findings, nearest};
-use super::{
-    Backend, BackendType, ClientKey, ImageUrls, PathMatch, Pool, Route, Settings, Timeouts, Translation, is_at, is_loopback,
-};
+use super::{Backend, BackendType, ClientKey, ImageUrls, PathMatch, Pool, Route, Settings, Timeouts, Translation, is_loopback};
 use super::{google, network};
 use crate::catalogue::{Catalogue, Model, Status};
 

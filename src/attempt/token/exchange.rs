@@ -16,7 +16,8 @@ use url::form_urlencoded::Serializer;
 
 use super::{Minted, jwt};
 use crate::attempt::dial::Dialer;
-use crate::attempt::http_client::{client, name_error};
+use crate::attempt::http_client::client;
+use crate::attempt::transport_errors::name_error;
 use crate::chat::{Failure, FailureClass};
 use crate::settings::{AuthorizedUser, Backend, Secret, ServiceAccount};
 use crate::unix_time::unix_time;
