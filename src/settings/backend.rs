@@ -54,7 +54,7 @@ impl BackendType {
 /// One configured upstream account.
 #[derive(Debug)]
 pub struct Backend {
-    /// Position in [`Settings::backends`].
+    /// Position in [`super::Settings::backends`].
     pub index: usize,
     /// Unique name.
     pub name: Arc<str>,
