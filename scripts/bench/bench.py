@@ -32,6 +32,7 @@ MANY = 200  # backends in the big pool
 FORMATS = ("anthropic", "gemini")  # upstreams of the translating lanes
 # With 2m nginx keeps every body in memory; 16k is its own default, beyond which it writes bodies to a file.
 BODY_BUFFER = os.environ.get("NGINX_BODY_BUFFER", "2m")
+STUCK = 20  # readers of the event stream that never read
 PAGE_IS_OPEN = False  # whether every gateway has a reader of the event stream
 
 
@@ -174,16 +175,26 @@ routes:
     wait_for(listen, "/ready", process, name)
     if PAGE_IS_OPEN or "watched" in name:
         stack.enter_context(watcher(listen))
+    if "stuck" in name:
+        for _ in range(STUCK):
+            stack.enter_context(opened_events(listen))
     return Lane(name, process.pid, listen)
+
+
+@contextlib.contextmanager
+def opened_events(port):
+    """The event stream, of which the first bytes are read and no more."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as stream:
+        stream.sendall(b"GET /admin/api/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        if not stream.recv(1 << 16).startswith(b"HTTP/1.1 200"):
+            raise Void("the event stream does not open")
+        yield stream
 
 
 @contextlib.contextmanager
 def watcher(port):
     """A reader of the event stream, as an open page is one."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as stream:
-        stream.sendall(b"GET /admin/api/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
-        if not stream.recv(1 << 16).startswith(b"HTTP/1.1 200"):
-            raise Void("the event stream does not open")
+    with opened_events(port) as stream:
         stream.settimeout(None)
 
         def read():
@@ -281,12 +292,12 @@ def measure_request(round_, quick):
 def measure_watched(round_, quick):
     def figures(lane):
         result = {"cpu": cpu_per_request(load(lane, conns=64, warmup=200, window=300 if quick else 500))}
-        if "latency" not in lane.name:
+        if lane.name in ("nginx", "gateway-watched"):
             got = load(lane, mode="stream", conns=64, gap=5, chunks=100, spread=100, warmup=400, window=500)
             result["chunk"] = got["cpu_ns"] / 1000 / got["events"]
         return result
 
-    return visit(present(["nginx", "gateway-watched", "gateway-latency"]), round_, figures, several(quick))
+    return visit(present(["nginx", "gateway-watched", "gateway-stuck", "gateway-latency"]), round_, figures, several(quick))
 
 
 def measure_listed(round_, quick):
@@ -509,6 +520,8 @@ class Table:
             ("chunk", "CPU per SSE chunk, with the operator's page open, µs", 1.15),
         ):
             self.row(label, None, s("watched", "nginx", key), s("watched", "gateway-watched", key), None, "x", limit, "ratio")
+        label = f"CPU per request, 600-byte reply, with {STUCK} readers of the event stream that never read, µs"
+        self.row(label, None, s("watched", "nginx", "cpu"), s("watched", "gateway-stuck", "cpu"), None, "x", 1.6, "ratio")
         label = "CPU per request, 600-byte reply, the fastest of three backends (strategy latency), µs"
         self.row(label, None, s("watched", "nginx", "cpu"), s("watched", "gateway-latency", "cpu"), None, "x")
         for format in FORMATS:
