@@ -17,7 +17,7 @@ use crate::actors::{
     AskStories, Bounce, Bounced, Cancel, Down, Job, OpenStory, PoolDown, PoolState, ProviderState, ProviderUp, Register, Restart,
     Restarted, Retire, RetireReport, ShardState, ShardStories, Snapshot, Unqueue,
 };
-use crate::attempt::{Cut, FlightView};
+use crate::attempt::{Cut, Ended, FlightView};
 use crate::balance::{CircuitState, Moment};
 use crate::chat::FailureClass;
 use crate::story::Story;
@@ -216,23 +216,23 @@ impl Handler<Restart> for Shard {
 }
 
 impl Handler<Cancel> for Shard {
-    type Result = usize;
+    type Result = MessageResult<Cancel>;
 
-    fn handle(&mut self, Cancel { id, backend, cut }: Cancel, _: &mut Context<Self>) -> usize {
+    fn handle(&mut self, Cancel { id, backend, cut }: Cancel, _: &mut Context<Self>) -> Self::Result {
         let id = id.as_deref();
-        let mut ended = 0;
+        let mut ended = Ended::default();
         for (_, slot) in self.slots.providers.iter().enumerate().filter(|(index, _)| backend.is_none_or(|own| own == *index)) {
             if let SlotState::Up(up) = &*slot.state.borrow() {
                 ended += up.flights.cut_all(cut, id);
-                ended += self.refuse_all(take_jobs(&up.queue, id), cut);
+                ended.cut += self.refuse_all(take_jobs(&up.queue, id), cut);
             }
             let retiring = slot.retiring.borrow().clone();
-            ended += retiring.iter().map(|flights| flights.cut_all(cut, id)).sum::<usize>();
+            retiring.iter().for_each(|flights| ended += flights.cut_all(cut, id));
         }
-        if backend.is_some() {
-            return ended;
+        if backend.is_none() {
+            ended.cut += self.slots.pools.iter().map(|slot| self.refuse_all(take_jobs(&slot.parked, id), cut)).sum::<usize>();
         }
-        ended + self.slots.pools.iter().map(|slot| self.refuse_all(take_jobs(&slot.parked, id), cut)).sum::<usize>()
+        MessageResult(ended)
     }
 }
 

@@ -112,7 +112,7 @@ impl Trail {
         if let Some(told) = trace.tries.get_mut(place) {
             told.first_content = Some(at);
         }
-        trace.tries.len() > 1 && trace.tries.iter().any(|told| matches!(told.end, Some((_, TryEnd::Failed(..)))))
+        trace.tries.len() > 1 && trace.tries.iter().any(|told| matches!(told.end, Some((_, TryEnd::Failed(..) | TryEnd::Cut))))
     }
 
     /// How many tries there have been.

@@ -14,7 +14,7 @@ use super::{
     AskState, Cancel, CancelRequest, DrainBackend, DrainReport, DrainedBackend, FindStories, Register, Restart, RestartBackend,
     RestartReport, ShardState, ShardStories, Unqueue,
 };
-use crate::attempt::Cut;
+use crate::attempt::{Cut, Ended};
 use crate::journal::Journal;
 use crate::shard::Shard;
 
@@ -71,7 +71,7 @@ impl Handler<CancelRequest> for Director {
 
     fn handle(&mut self, message: CancelRequest, _: &mut Context<Self>) -> Self::Result {
         let questions: Vec<_> = self.shards.iter().map(|(_, shard)| shard.send(message.0.clone())).collect();
-        Box::pin(async move { join_all(questions).await.into_iter().filter_map(Result::ok).sum() })
+        Box::pin(async move { join_all(questions).await.into_iter().flatten().map(|ended| ended.cut).sum() })
     }
 }
 
@@ -108,7 +108,9 @@ impl Handler<DrainBackend> for Director {
             let ends = act.deadline.map(|deadline| start + deadline);
             let emptying = until_drained(Arc::clone(&shared), shards, act.backend, ends, report.clone(), act.by);
             if act.wait {
-                report.cut = emptying.await;
+                let ended = emptying.await;
+                report.cut = ended.cut;
+                report.moved += ended.moved as u64;
             } else if is_first || act.deadline.is_some() {
                 actix_rt::spawn(emptying);
             }
@@ -119,7 +121,7 @@ impl Handler<DrainBackend> for Director {
     }
 }
 
-/// Waits until a drained backend carries nothing, and tells the journal and the log; returns how many were cut.
+/// Waits until a drained backend carries nothing, and tells the journal and the log; says what the deadline has ended.
 async fn until_drained(
     shared: Arc<Shared>,
     shards: Vec<(usize, Addr<Shard>)>,
@@ -127,33 +129,34 @@ async fn until_drained(
     ends: Option<Instant>,
     report: DrainedBackend,
     by: String,
-) -> usize {
+) -> Ended {
     let start = Instant::now();
-    let cut = until_empty(Arc::clone(&shared), shards, index, ends).await;
+    let ended = until_empty(Arc::clone(&shared), shards, index, ends).await;
     // It may have been taken in again meanwhile.
     if shared.backends[index].drained.load(Ordering::Relaxed) {
-        let DrainedBackend { id, backend, in_flight_at_start, .. } = report;
+        let DrainedBackend { id, backend, in_flight_at_start, moved, .. } = report;
         let seconds = start.elapsed().as_secs_f64();
-        let words = format!("{id}: {in_flight_at_start} in flight -> 0, {cut} cut, {seconds:.1} s");
+        let (moved, cut) = (moved + ended.moved as u64, ended.cut);
+        let words = format!("{id}: {in_flight_at_start} in flight -> 0, {moved} moved, {cut} cut, {seconds:.1} s");
         tracing::info!(target: "audit", act = "drain-completed", backend, by, result = words, "operator's act");
         shared.journal.note("drained", Some(&backend), None, words);
     }
-    cut
+    ended
 }
 
-/// Waits until a drained backend carries nothing, or is taken in again; cuts what is left at the deadline.
-async fn until_empty(shared: Arc<Shared>, shards: Vec<(usize, Addr<Shard>)>, index: usize, deadline: Option<Instant>) -> usize {
+/// Waits until a drained backend carries nothing, or is taken in again; ends what is left at the deadline.
+async fn until_empty(shared: Arc<Shared>, shards: Vec<(usize, Addr<Shard>)>, index: usize, deadline: Option<Instant>) -> Ended {
     let backend = &shared.backends[index];
-    let mut cut = 0;
+    let mut ended = Ended::default();
     while backend.permits.used() > 0 && backend.drained.load(Ordering::Relaxed) {
-        if cut == 0 && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             let cancel = Cancel { id: None, backend: Some(index), cut: Cut::Drain };
             let asked = shards.iter().map(|(_, shard)| shard.send(cancel.clone()));
-            cut = join_all(asked).await.into_iter().flatten().sum();
+            join_all(asked).await.into_iter().flatten().for_each(|more| ended += more);
         }
         tokio::time::sleep(DRAIN_TICK).await;
     }
-    cut
+    ended
 }
 
 impl Handler<RestartBackend> for Director {

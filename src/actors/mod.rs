@@ -35,7 +35,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use crate::attempt::{Call, Cut, FlightView, Ledger, Reply, ReplySender, Settled};
+use crate::attempt::{Call, Cut, Ended, FlightView, Ledger, Reply, ReplySender, Settled};
 use crate::balance::{Histogram, MemberStats, Moment};
 use crate::chat::Failure;
 use crate::story::OutcomeCounts;
@@ -93,6 +93,8 @@ pub enum Bounced {
     Saturated,
     /// This generation takes no jobs any more.
     Moved,
+    /// It was tried without any content until this generation had to end.
+    Drained,
     /// It has waited here, and another member has room by now.
     Elsewhere,
     /// A circuit refuses it.
@@ -142,7 +144,7 @@ pub struct RetireReport {
     pub completed: u64,
     /// Of the completed ones, those that failed or broke.
     pub failed: u64,
-    /// Waiting jobs that went to the new generation.
+    /// Waiting jobs, and at the deadline those without any content, that went to the new generation or another member.
     pub moved: u64,
     /// Attempts that the drain deadline ended.
     pub cut: u64,
@@ -279,7 +281,7 @@ pub struct PoolState {
 
 /// End the flights of one request, or of all.
 #[derive(Message, Clone)]
-#[rtype(result = "usize")]
+#[rtype(result = "Ended")]
 pub struct Cancel {
     /// The request's id; `None` means every request.
     pub id: Option<String>,
@@ -336,7 +338,7 @@ pub struct DrainReport {
     pub completed: u64,
     /// Of these, those that failed or broke.
     pub failed: u64,
-    /// Waiting jobs that went to the new generation.
+    /// Waiting jobs, and at the deadline those without any content, that went to the new generation or another member.
     pub moved: u64,
     /// Attempts that the deadline ended.
     pub cut: u64,
@@ -379,7 +381,7 @@ pub struct DrainedBackend {
     pub in_flight_at_start: u32,
     /// Requests it carries still.
     pub in_flight: u32,
-    /// Waiting jobs that were given to other members.
+    /// Waiting jobs, and at the deadline those without any content, that were given to other members.
     pub moved: u64,
     /// Requests that the deadline ended.
     pub cut: usize,

@@ -320,6 +320,18 @@ impl Core {
                     return self.refuse(job, GatewayError::Internal);
                 }
             }
+            Bounced::Drained => {
+                parts.ledger.forget_queues();
+                self.unask(parts);
+                // The others come first; where nobody else is well, the next generation.
+                parts.ledger.tried.push(member);
+                let view = self.view(parts);
+                let is_anybody_well = any_reachable(&self.plan.tree, &view, |leaf| view.door(leaf) == Door::Open);
+                drop(view);
+                if !is_anybody_well {
+                    parts.ledger.tried.pop();
+                }
+            }
             Bounced::Elsewhere => {
                 parts.ledger.forget_queues();
                 self.unask(parts);

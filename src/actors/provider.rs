@@ -60,6 +60,8 @@ struct Retirement {
     failed_before: u64,
     cut_before: u64,
     moved: u64,
+    /// Flights without any content that somebody else took over at the deadline.
+    handed_on: u64,
     report: Option<oneshot::Sender<RetireReport>>,
 }
 
@@ -308,6 +310,7 @@ impl Provider {
             failed_before: self.flights.failed.get(),
             cut_before: self.flights.cut.get(),
             moved,
+            handed_on: 0,
             report,
         });
         // Not at once: the jobs that are in the mailbox already must be given back first.
@@ -320,7 +323,7 @@ impl Provider {
             return;
         };
         if now >= retirement.cut_at {
-            self.flights.cut_all(Cut::Drain, None);
+            retirement.handed_on += self.flights.cut_all(Cut::Drain, None).moved as u64;
         }
         if !self.flights.is_empty() {
             ctx.run_later(RETIRE_TICK, Self::leave_when_empty);
@@ -333,8 +336,8 @@ impl Provider {
                 in_flight_at_start: retirement.in_flight,
                 completed: self.flights.completed.get() - retirement.completed_before,
                 failed: self.flights.failed.get() - retirement.failed_before,
-                moved: retirement.moved,
-                cut: self.flights.cut.get() - retirement.cut_before,
+                moved: retirement.moved + retirement.handed_on,
+                cut: self.flights.cut.get() - retirement.cut_before - retirement.handed_on,
                 duration_seconds: now.duration_since(retirement.since).as_secs_f64(),
             });
         }
@@ -475,7 +478,10 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, mut job: Job, flight: Fli
         }
         Landing::CutBy(cut) => {
             watched.settle(End::Cut, None);
-            let _ = job.0.reply.send(Err(cut.error()));
+            match slots.pool(usize::from(job.0.pool)) {
+                Some(pool) if watched.is_moving() => pool.do_send(Bounce { job, why: Bounced::Drained }),
+                Some(_) | None => drop(job.0.reply.send(Err(cut.error()))),
+            }
             return;
         }
         Landing::Done(Verdict::Failed(failure)) => failure,

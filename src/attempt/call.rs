@@ -74,6 +74,20 @@ impl Call {
     pub fn is_stream(&self) -> bool {
         self.scan.stream && matches!(self.endpoint, Endpoint::Chat | Endpoint::Completions)
     }
+
+    /// Whether it can not be asked again; `sent` says that it may have reached a provider. What passes through is not sent
+    /// again then unless its method changes nothing, since its meaning is not known here; and a streamed body is gone once it
+    /// was begun.
+    pub fn is_gone(&self, sent: bool) -> bool {
+        if sent && !self.repeatable {
+            return true;
+        }
+        self.passthrough.as_ref().is_some_and(|passthrough| {
+            let begun =
+                passthrough.stream.as_ref().is_some_and(|stream| stream.payload.lock().is_ok_and(|payload| payload.is_none()));
+            begun || (sent && !passthrough.method.is_safe())
+        })
+    }
 }
 
 /// What a passed-through request has beside its body.

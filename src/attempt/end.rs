@@ -54,6 +54,22 @@ impl Cut {
     }
 }
 
+/// How many requests the gateway has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Whose clients see it.
+    pub cut: usize,
+    /// That somebody else takes over.
+    pub moved: usize,
+}
+
+impl std::ops::AddAssign for Ended {
+    fn add_assign(&mut self, more: Self) {
+        self.cut += more.cut;
+        self.moved += more.moved;
+    }
+}
+
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {

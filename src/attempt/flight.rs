@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use crate::telemetry::otlp;
 #[repr(C)]
 pub struct Flight {
     cut: Cell<Option<Cut>>,
+    /// Whether somebody else takes the request over.
+    is_moving: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     flights: Rc<Flights>,
     /// The upstream half of a live body.
@@ -118,6 +121,7 @@ impl Flight {
             permit: Cell::new(Some(plan.permit)),
             settled: Cell::new(None),
             cut: Cell::new(None),
+            is_moving: Cell::new(false),
             waker: RefCell::new(None),
             upstream: RefCell::new(None),
         }
@@ -350,9 +354,17 @@ impl Flight {
         }
     }
 
-    /// Drops the upstream half, settles and wakes whoever holds the other half.
+    /// Whether somebody else takes the request over that the gateway has ended here.
+    pub fn is_moving(&self) -> bool {
+        self.is_moving.get()
+    }
+
+    /// Drops the upstream half, settles and wakes whoever holds the other half. At a drain deadline a request without any
+    /// content goes to somebody else, if it may be asked again.
     pub(super) fn end_by(&self, cut: Cut) {
         self.cut.set(Some(cut));
+        let is_waiting = self.upstream.borrow().is_none();
+        self.is_moving.set(cut == Cut::Drain && is_waiting && !self.call.is_gone(self.call.touched.load(Ordering::Relaxed)));
         if let End::Truncated(class) = cut.end() {
             self.note_broken(class, cut.words());
         }

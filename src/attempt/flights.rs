@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::call::Call;
-use super::end::{Cut, End, Settled};
+use super::end::{Cut, End, Ended, Settled};
 use super::flight::{Due, Flight, FlightGuard};
 use super::memory::Memory;
 use super::token::Minter;
@@ -136,13 +136,15 @@ impl Flights {
         }
     }
 
-    /// Ends every flight, or the one with this request id; returns how many.
-    pub fn cut_all(&self, cut: Cut, id: Option<&str>) -> usize {
-        let chosen: Vec<_> = self.all().into_iter().filter(|flight| id.is_none_or(|id| &*flight.call.id == id)).collect();
-        for flight in &chosen {
+    /// Ends every flight, or the one with this request id; says how many.
+    pub fn cut_all(&self, cut: Cut, id: Option<&str>) -> Ended {
+        let chosen = |flight: &Rc<Flight>| flight.cut().is_none() && id.is_none_or(|id| &*flight.call.id == id);
+        let mut ended = Ended::default();
+        for flight in self.all().into_iter().filter(chosen) {
             flight.end_by(cut);
+            *(if flight.is_moving() { &mut ended.moved } else { &mut ended.cut }) += 1;
         }
-        chosen.len()
+        ended
     }
 
     /// The flights of the oldest requests, at most so many, as an operator sees them.

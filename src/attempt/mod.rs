@@ -34,7 +34,7 @@ pub use call::{
 };
 pub use clock::Clock;
 pub use dial::Counted;
-pub use end::{Cut, End, Settled};
+pub use end::{Cut, End, Ended, Settled};
 pub use fetch::{Fetcher, Images};
 pub use flight::{Flight, FlightGuard};
 pub use flights::{FlightPlan, FlightView, Flights, Tower};

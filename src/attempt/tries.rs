@@ -84,7 +84,7 @@ pub async fn work(
             }
         }
         let retry = if failure.forbids_retry { Retry::Never } else { failure.class.verdict().retry_here };
-        let at_once = retry == Retry::OnceAtOnce && !resent && !is_gone(call, ledger) && is_resendable(call, ledger);
+        let at_once = retry == Retry::OnceAtOnce && !resent && !call.is_gone(ledger.sent) && is_resendable(call, ledger);
         if let Some(flight) = flight
             && !at_once
         {
@@ -109,7 +109,7 @@ pub async fn work(
                 && ledger.attempts < ledger.max_attempts
                 && *wait <= LONG_WAIT
                 && Instant::now() + *wait < call.deadline
-                && !is_gone(call, ledger)
+                && !call.is_gone(ledger.sent)
                 && station.budget.borrow_mut().spend(Instant::now().into_std())
         });
         match again {
@@ -131,19 +131,6 @@ fn failed_here(flight: Option<&FlightGuard>, class: FailureClass) {
     if let Some(flight) = flight {
         flight.note_failed_try(class);
     }
-}
-
-/// What passes through is not sent again once it may have reached the provider, since its meaning is not known here; and
-/// a streamed body is gone once it was begun.
-fn is_gone(call: &Call, ledger: &Ledger) -> bool {
-    if ledger.sent && !call.repeatable {
-        return true;
-    }
-    call.passthrough.as_ref().is_some_and(|passthrough| {
-        let begun =
-            passthrough.stream.as_ref().is_some_and(|stream| stream.payload.lock().is_ok_and(|payload| payload.is_none()));
-        begun || (ledger.sent && !is_safe(&passthrough.method))
-    })
 }
 
 /// After a broken connection a large body is not sent again: the provider may be at work on it.
@@ -304,13 +291,8 @@ fn form<'a>(station: &Station, call: &'a Call, ask: &Ask<'a>, make: &'a dyn Fn()
 /// Whether a request may go over a connection of the pool, which may turn out to be dead: it must then be sent again, and
 /// neither what must not be repeated nor a large body is.
 fn may_meet_a_dead_connection(call: &Call, method: &Method) -> bool {
-    let may_resend = call.repeatable && (call.passthrough.is_none() || is_safe(method));
+    let may_resend = call.repeatable && (call.passthrough.is_none() || method.is_safe());
     may_resend && call.body.len() <= RESEND_LIMIT
-}
-
-/// Whether a request of this method changes nothing.
-fn is_safe(method: &Method) -> bool {
-    *method == Method::GET || *method == Method::HEAD
 }
 
 /// Fetches the images that this backend's dialect cannot pass on by their addresses.

@@ -24,7 +24,7 @@ use actix_web::{FromRequest, Handler, Resource, Responder, guard, web};
 use crate::actors::director::Director;
 use crate::actors::slots::{Shared, Slots};
 use crate::monitor::{Monitor, Ticks};
-use admin::{Ended, Guesses};
+use admin::{EndedSessions, Guesses};
 
 pub use span::{RequestSpan, finish_reply};
 
@@ -43,7 +43,7 @@ pub struct Gateway {
     /// Wrong tokens.
     guesses: Arc<Guesses>,
     /// Sessions that were ended before their time.
-    ended: Arc<Ended>,
+    ended: Arc<EndedSessions>,
     /// By pool index: silence before an SSE comment while nothing has come yet.
     keep_alive: Vec<Option<Duration>>,
 }
@@ -58,7 +58,7 @@ pub struct Operations {
     /// The same once a second.
     pub ticks: Ticks,
     guesses: Arc<Guesses>,
-    ended: Arc<Ended>,
+    ended: Arc<EndedSessions>,
 }
 
 impl Operations {

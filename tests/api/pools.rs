@@ -79,7 +79,7 @@ async fn a_drained_backend_finishes_what_it_carries_and_gets_nothing_until_it_is
 }
 
 #[tokio::test]
-async fn a_drain_cuts_what_is_left_at_its_deadline_and_gives_waiting_jobs_to_others() {
+async fn a_drain_gives_what_has_no_content_at_its_deadline_to_others() {
     let gateway = Gateway::start(
         "backends:\n  - { name: a, type: simulated, config: { firstToken: 20s, maxConcurrent: 1 } }\n  \
          - { name: b, type: simulated, config: { firstToken: 1ms, maxConcurrent: 1 } }\n  \
@@ -89,10 +89,11 @@ async fn a_drain_cuts_what_is_left_at_its_deadline_and_gives_waiting_jobs_to_oth
         eventually("it is in flight", || async { gateway.backend("a").await["in_flight"] == 1 }).await;
         act(&gateway, "a/drain?wait=1&deadline=100ms").await.json()
     };
-    let (cut, report) = tokio::join!(gateway.chat("p", "x"), draining);
-    assert_eq!((cut.status, cut.code().as_str()), (503, "request_cut"));
-    assert!(cut.header("retry-after").is_some());
-    assert_eq!((&report["cut"], &report["in_flight"]), (&json!(1), &json!(0)));
+    let (moved, report) = tokio::join!(gateway.chat("p", "x"), draining);
+    assert_eq!((moved.status, moved.header("x-stagedoor-backend")), (200, Some("b")), "{}", moved.text());
+    assert_eq!((&report["moved"], &report["cut"], &report["in_flight"]), (&json!(1), &json!(0), &json!(0)));
+    assert_eq!(gateway.member("p", "a").await["cut"], 1, "its attempt was, the request was not");
+    assert_eq!(gateway.get("/admin/api/state").await.json()["verdict"]["absorbed"], 1);
     assert_eq!(act(&gateway, "a/drain?nonsense=1").await.status, 400);
 }
 

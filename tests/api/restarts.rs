@@ -371,8 +371,8 @@ async fn new_requests_land_on_the_new_generation_at_once() {
 }
 
 #[tokio::test]
-async fn a_drain_deadline_ends_what_is_left_with_the_error_event_and_counts_it_as_cut() {
-    let (provider, _gate) = gated().await;
+async fn a_drain_deadline_ends_begun_streams_with_the_error_event_and_moves_what_has_no_content() {
+    let (provider, gate) = gated().await;
     let gateway = Arc::new(Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), ""))));
     let mut streams = hold_streams(&gateway, 3).await;
     let whole = tokio::spawn({
@@ -381,7 +381,8 @@ async fn a_drain_deadline_ends_what_is_left_with_the_error_event_and_counts_it_a
     });
     eventually("four requests are in flight", || async { gateway.backend("up").await["in_flight"] == 4 }).await;
     let report = restart(&gateway, "?deadline=300ms&wait=1").await;
-    assert_eq!((&report["in_flight_at_start"], &report["completed"], &report["cut"]), (&json!(4), &json!(0), &json!(4)));
+    assert_eq!((&report["in_flight_at_start"], &report["completed"]), (&json!(4), &json!(0)), "{report}");
+    assert_eq!((&report["moved"], &report["cut"], &report["failed"]), (&json!(1), &json!(3), &json!(0)), "{report}");
     let seconds = report["duration_seconds"].as_f64().unwrap();
     assert!((0.3..3.0).contains(&seconds), "{seconds}");
     for stream in &mut streams {
@@ -391,11 +392,59 @@ async fn a_drain_deadline_ends_what_is_left_with_the_error_event_and_counts_it_a
         assert_eq!(last["error"]["type"], "server_error");
         assert!(last["error"]["message"].as_str().unwrap().contains("drain deadline of its backend"), "{last}");
     }
+    // There is no other member: the next generation serves it.
+    eventually("it is with the next generation", || async { gateway.backend("up").await["in_flight"] == 1 }).await;
+    gate.send_replace(true);
     let whole = whole.await.unwrap();
-    assert_eq!(whole.status, 503);
-    assert_eq!(whole.json()["error"]["type"], "server_error");
-    eventually("all four count as cut", || async { gateway.member("up", "up").await["cut"] == 4 }).await;
+    assert_eq!((whole.status, whole.header("x-stagedoor-attempts")), (200, Some("2")), "{}", whole.text());
+    eventually("each attempt has its outcome", || async {
+        let up = gateway.member("up", "up").await;
+        up["cut"] == 4 && up["served"] == 1
+    })
+    .await;
     assert_eq!(gateway.backend("up").await["permits"]["used"], 0);
+}
+
+#[tokio::test]
+async fn what_a_hanging_backend_has_not_answered_is_served_by_another_when_it_is_restarted_or_drained() {
+    let hangs = Provider::start(|_, mut wire: Wire| async move {
+        wire.await_close().await;
+        None
+    })
+    .await;
+    let well = Provider::saying("served elsewhere").await;
+    let gateway = Arc::new(Gateway::start(&format!(
+        "backends:\n{}{}  - {{ name: p, type: pool, strategy: weighted, backends: [ {{ name: up, weight: 1 }}, \
+         {{ name: other, weight: 0 }} ] }}\nserver: {{ port: 0, workers: 2 }}\n",
+        backend("up", &hangs.endpoint(), ""),
+        backend("other", &well.endpoint(), ""),
+    )));
+    for act in ["restart", "drain"] {
+        let asking: Vec<_> = (0..6)
+            .map(|number| {
+                let gateway = Arc::clone(&gateway);
+                let headers = if number == 5 { vec![("x-stagedoor-repeat", "never")] } else { vec![] };
+                tokio::spawn(async move {
+                    let body = chat_body("p", "hi", number % 2 == 0).to_string();
+                    let headers = [&[("content-type", "application/json")], &headers[..]].concat();
+                    gateway.send("POST", "/v1/chat/completions", &headers, body.as_bytes()).await
+                })
+            })
+            .collect();
+        eventually("they hang", || async { gateway.backend("up").await["permits"]["used"] == 6 }).await;
+        let path = format!("/admin/api/backends/up/{act}?wait=1&deadline=200ms");
+        let report = gateway.send("POST", &path, &[], b"").await.json();
+        assert_eq!((&report["moved"], &report["cut"]), (&json!(5), &json!(1)), "{act}: {report}");
+        for (number, reply) in asking.into_iter().enumerate() {
+            let reply = reply.await.unwrap();
+            if number == 5 {
+                // Nobody knows what has become of it.
+                assert_eq!((reply.status, reply.code().as_str()), (503, "request_cut"), "{act}");
+            } else {
+                assert_eq!((reply.status, reply.header("x-stagedoor-backend")), (200, Some("other")), "{act}: {}", reply.text());
+            }
+        }
+    }
 }
 
 /// A provider that streams without end, and says when the gateway takes no more and when it hangs up.

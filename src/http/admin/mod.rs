@@ -24,7 +24,7 @@ use crate::monitor::{AskHistory, AskReport, History, Report, State};
 
 pub(crate) use access::Guesses;
 pub(super) use access::enter;
-pub(crate) use session::Ended;
+pub(crate) use session::EndedSessions;
 /// What the page may do: nothing but what comes with the gateway.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";

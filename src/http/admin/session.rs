@@ -24,14 +24,14 @@ use crate::unix_time::unix_time;
 const COOKIE: &str = "stagedoor_admin";
 /// How long a session holds.
 const LASTS: Duration = Duration::from_secs(12 * 3_600);
-/// Ended sessions that are remembered.
+/// EndedSessions sessions that are remembered.
 const REMEMBERED: usize = 1_024;
 
 /// Sessions that were ended before their time, by cookie: a copy must not go on.
 #[derive(Default)]
-pub(crate) struct Ended(Mutex<HashMap<String, u64>>);
+pub(crate) struct EndedSessions(Mutex<HashMap<String, u64>>);
 
-impl Ended {
+impl EndedSessions {
     /// Notes one that would have held until `ends`, in seconds of Unix time.
     fn note(&self, cookie: &str, ends: u64, now: u64) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn ended_sessions_are_remembered_until_their_time_and_within_bounds() {
-        let ended = Ended::default();
+        let ended = EndedSessions::default();
         ended.note("a", 10, 1);
         ended.note("b", 20, 1);
         assert!(ended.is("a") && ended.is("b") && !ended.is("c"));
