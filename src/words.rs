@@ -21,9 +21,10 @@ pub fn several(count: u64, noun: &str) -> String {
     format!("{} {noun}{plural}", grouped(count))
 }
 
-/// Failures without a success between them: `server_error, 5 in a row`.
+/// Failures without a success between them: `it answers with errors (server_error), 5 in a row`.
 pub fn in_a_row(class: FailureClass, count: u32) -> String {
-    if count > 1 { format!("{}, {count} in a row", class.word()) } else { class.word().to_owned() }
+    let words = class.in_words();
+    if count > 1 { format!("{words}, {count} in a row") } else { words }
 }
 
 #[cfg(test)]
@@ -41,6 +42,8 @@ mod tests {
     fn one_has_no_plural() {
         assert_eq!([0, 1, 2_000].map(|count| several(count, "request")), ["0 requests", "1 request", "2,000 requests"]);
         let class = FailureClass::Billing;
-        assert_eq!([0, 1, 2].map(|count| in_a_row(class, count)), ["billing", "billing", "billing, 2 in a row"]);
+        let words = "its account has no money or quota (billing)";
+        assert_eq!([0, 1].map(|count| in_a_row(class, count)), [words, words]);
+        assert_eq!(in_a_row(class, 2), format!("{words}, 2 in a row"));
     }
 }

@@ -385,6 +385,7 @@ impl Flight {
         if self.settled.get().is_some() {
             return;
         }
+        let usage = usage.filter(Usage::is_plausible);
         self.settled.set(Some((end, usage.unwrap_or_default())));
         let now = self.now();
         self.end_wait();

@@ -60,12 +60,29 @@ pub(crate) fn redact(backend: &Backend, minter: Option<&Minter>, mut failure: Fa
         backend.credential.iter().chain(backend.headers.iter().map(|(_, value)| value)).chain(&tokens).map(Secret::expose);
     for secret in secrets.chain(account).filter(|secret| !secret.is_empty()) {
         let texts = [Some(&mut failure.message), failure.kind.as_mut(), failure.param.as_mut(), failure.code.as_mut()];
-        for text in texts.into_iter().flatten().filter(|text| text.contains(secret)) {
-            *text = text.replace(secret, "[redacted]");
+        for text in texts.into_iter().flatten() {
+            if text.contains(secret) {
+                *text = text.replace(secret, "[redacted]");
+            }
+            redact_cut(text, secret);
         }
     }
     failure
 }
+
+/// Takes out what is left of a secret at the end of a text that was shortened.
+fn redact_cut(text: &mut String, secret: &str) {
+    let Some(kept) = text.strip_suffix("...") else { return };
+    let mut begins = secret.char_indices().map(|(end, _)| &secret[..end]).rev();
+    if let Some(left) = begins.find(|begin| begin.len() >= TELLING && kept.ends_with(begin)) {
+        let end = kept.len() - left.len();
+        text.truncate(end);
+        text.push_str("[redacted]...");
+    }
+}
+
+/// Bytes of a secret that tell something of it.
+const TELLING: usize = 4;
 
 /// The message of a caught panic.
 pub fn panic_message(panic: &(dyn Any + Send)) -> String {
@@ -74,4 +91,24 @@ pub fn panic_message(panic: &(dyn Any + Send)) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_that_was_cut_off_is_taken_out_too() {
+        for (text, expected) in [
+            ("key sk-secret-0...", "key [redacted]..."),
+            ("key sk-s...", "key [redacted]..."),
+            ("key sk-...", "key sk-..."),
+            ("key sk-secret-0", "key sk-secret-0"),
+            ("and so on...", "and so on..."),
+        ] {
+            let mut text = text.to_owned();
+            redact_cut(&mut text, "sk-secret-01");
+            assert_eq!(text, expected);
+        }
+    }
 }

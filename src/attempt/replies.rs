@@ -19,6 +19,7 @@ use super::live::{LiveBody, Meter, Upstream};
 use super::transport::Incoming;
 use crate::chat::{Endpoint, Failure, FailureClass, Phase, Usage};
 use crate::dialect::{Ask, Codec, ErrorReply};
+use crate::settings::BackendType;
 use crate::unix_time::unix_time;
 
 /// Bytes of an error reply that are read.
@@ -159,10 +160,14 @@ pub(super) fn pass_through(head: Head<'_>, incoming: Incoming, flight: &mut Opti
             headers.push((name.clone(), value.clone()));
         }
     }
-    let has_body = incoming.status() != StatusCode::NO_CONTENT
-        && incoming.status() != StatusCode::NOT_MODIFIED
-        && head.call.passthrough.as_ref().is_none_or(|passthrough| passthrough.method != Method::HEAD);
+    let has_body = head.call.passthrough.as_ref().is_none_or(|passthrough| passthrough.method != Method::HEAD);
     let body = match flight.take() {
+        // By its status it has no body, whatever it says: bytes behind it would be read as the next reply.
+        Some(flight) if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) => {
+            flight.note_first_content();
+            flight.settle(End::Served, Some(Usage::default()));
+            AnswerBody::Full(Bytes::new())
+        }
         Some(flight) => {
             if !(status.is_success() || status.is_redirection()) {
                 flight.note_refusal(refusal(status, incoming.headers()).as_ref());
@@ -287,11 +292,17 @@ fn client_headers(station: &Station, headers: &HeaderMap, now: u64) -> AnswerHea
     const IDS: &[&str] = &["x-request-id", "request-id", "apim-request-id", "mistral-correlation-id"];
     let mut out = AnswerHeaders::new();
     let mut has_id = false;
+    let key = station.backend.credential.as_ref().map(|key| key.expose().as_bytes()).filter(|key| !key.is_empty());
+    let is_simulated = station.backend.kind == BackendType::Simulated;
     for (name, value) in headers {
+        // A provider that sends the key back must not give it to clients. Most values are too short to hold it.
+        if key.is_some_and(|key| value.len() >= key.len() && memchr::memmem::find(value.as_bytes(), key).is_some()) {
+            continue;
+        }
         if name.as_str().starts_with("x-ratelimit-") {
             station.headroom.note(name.as_str(), value.to_str().unwrap_or_default());
             out.push((name.clone(), value.clone()));
-        } else if name.as_str() == "openai-processing-ms" || name.as_str() == "x-stagedoor-simulated" {
+        } else if name.as_str() == "openai-processing-ms" || (is_simulated && name.as_str() == "x-stagedoor-simulated") {
             out.push((name.clone(), value.clone()));
         } else if !has_id && IDS.contains(&name.as_str()) {
             has_id = true;

@@ -84,7 +84,10 @@ pub async fn work(
             }
         }
         let retry = if failure.forbids_retry { Retry::Never } else { failure.class.verdict().retry_here };
-        let at_once = retry == Retry::OnceAtOnce && !resent && !call.is_gone(ledger.sent) && is_resendable(call, ledger);
+        // A connection of the pool may have been dead already: then this try does not count.
+        let may_go_on = ledger.sent || ledger.attempts < ledger.max_attempts;
+        let at_once =
+            retry == Retry::OnceAtOnce && !resent && may_go_on && !call.is_gone(ledger.sent) && is_resendable(call, ledger);
         if let Some(flight) = flight
             && !at_once
         {
@@ -92,10 +95,12 @@ pub async fn work(
         }
         let wait = match retry {
             Retry::OnceAtOnce if at_once => {
-                // A stale connection of the pool is nobody's failure, so it is told and not counted.
                 resent = true;
                 if let Some(flight) = flight {
                     flight.tell_failure(&failure);
+                }
+                if !ledger.sent {
+                    failed_here(flight.as_ref(), failure.class);
                 }
                 continue;
             }
@@ -214,6 +219,9 @@ async fn one_try(
         }
     }
 
+    if incoming.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Failure::new(FailureClass::Malformed, "the provider's reply switches protocols, which was not asked for"));
+    }
     let head = Head { call, model, station, attempts: ledger.attempts, dropped };
     // A refused credential is the operator's to mend, and the provider's words may quote it.
     let is_refused = matches!(incoming.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);

@@ -312,14 +312,19 @@ impl Pulse {
         }
     }
 
-    fn expected(&self, stream: bool, tokens: f64) -> Option<f64> {
+    /// Seconds that an answer takes, by those that have come alone.
+    pub fn usual(&self, stream: bool, tokens: f64) -> Option<f64> {
         let rest = if stream { Some(0.0) } else { self.token.get().map(|token| token * tokens) };
-        let usual = match (self.first.get(), rest) {
+        match (self.first.get(), rest) {
             (Some(first), rest) => Some(first + rest.unwrap_or(0.0)),
             // Only whole replies so far: the time per token is all that is known.
             (None, Some(rest)) if !stream => Some(rest),
             (None, _) => self.token.get().map(|token| token * FEW_TOKENS as f64),
-        };
+        }
+    }
+
+    fn expected(&self, stream: bool, tokens: f64) -> Option<f64> {
+        let usual = self.usual(stream, tokens);
         match self.trouble.get() {
             None => usual,
             Some(trouble) => Some(usual.unwrap_or(0.0) + trouble),

@@ -48,6 +48,29 @@ pub enum Phase {
 }
 
 impl FailureClass {
+    /// The same for people, with the word that stands in metrics and logs.
+    pub fn in_words(self) -> String {
+        let words = match self {
+            Self::Caller => "the requests are at fault",
+            Self::Unsupported => "it cannot be asked for this",
+            Self::ModelUnknown => "it does not have the model",
+            Self::Credential => "it refuses the key",
+            Self::Billing => "its account has no money or quota",
+            Self::RateLimited => "it limits the rate",
+            Self::Overloaded => "it is overloaded",
+            Self::Server => "it answers with errors",
+            Self::Socket => "its connections fail",
+            Self::Malformed => "its replies are broken",
+            Self::Timeout(Phase::Connect) => "no connection in time",
+            Self::Timeout(Phase::Head) => "no answer in time",
+            Self::Timeout(Phase::FirstContent) => "no content in time",
+            Self::Timeout(Phase::Idle) => "it falls silent within replies",
+            Self::Timeout(Phase::Total) => "its streams take too long",
+            Self::Crashed => "an internal fault",
+        };
+        format!("{words} ({})", self.word())
+    }
+
     /// Name for logs, metrics and error codes.
     pub fn word(self) -> &'static str {
         match self {

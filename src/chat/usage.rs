@@ -28,6 +28,9 @@ pub struct Usage {
     pub estimated: bool,
 }
 
+/// Tokens beyond which a report is nonsense: no model takes or writes a thousandth of it.
+const MOST: u64 = 1_000_000_000;
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(count: &u64) -> bool {
     *count == 0
@@ -83,6 +86,11 @@ impl<'de> Deserialize<'de> for Usage {
 }
 
 impl Usage {
+    /// Whether the counts can be true: one that cannot would spoil sums and averages for good.
+    pub fn is_plausible(&self) -> bool {
+        self.prompt_tokens.max(self.completion_tokens) <= MOST
+    }
+
     /// Reads the counts as the OpenAI API writes them: an object, or `null` for none. What is no count is zero.
     ///
     /// # Errors

@@ -156,7 +156,9 @@ pub(super) fn respond(reply: Reply, mut log: RequestLog) -> HttpResponse {
     match answer.body {
         AnswerBody::Full(bytes) => {
             log.outcome = Outcome::Served;
-            response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+            if !bytes.is_empty() {
+                response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+            }
             if bytes.len() <= 2 * PIECE {
                 return response.body(bytes);
             }

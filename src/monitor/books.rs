@@ -11,7 +11,7 @@ use crate::story::OutcomeCounts;
 pub(crate) struct Books {
     /// By backend, over all pools.
     pub(crate) backends: Vec<MemberStats>,
-    /// By pool and member: times that it was chosen.
+    /// By pool and member: times that it was chosen, and had room.
     pub(crate) members: Vec<Vec<u64>>,
     /// By route + 1.
     pub(crate) routes: Vec<RouteStats>,
@@ -59,7 +59,7 @@ impl Books {
             for state in shards.iter().map(|shard| &shard.pools[plan.index]) {
                 gateway.absorbed += state.absorbed;
                 for ((stats, backend), chosen) in state.members.iter().zip(&plan.members).zip(&mut chosen) {
-                    *chosen += stats.chosen;
+                    *chosen += stats.chosen.saturating_sub(stats.bounced);
                     if stats.chosen > 0 || stats.attempts > 0 {
                         backends[*backend].merge(stats);
                     }

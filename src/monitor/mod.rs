@@ -39,8 +39,9 @@ const TICK: Duration = Duration::from_secs(1);
 const WATCHED_FLIGHTS: usize = 100;
 /// Ended requests that watchers are told of.
 const WATCHED_STORIES: usize = 100;
-/// How often it may be told that requests are refused for want of room.
+/// How often it may be told that requests are refused for want of room, and how long after the first of them.
 const SHED_PAUSE: Duration = Duration::from_secs(60);
+const SHED_WAIT: Duration = Duration::from_secs(3);
 
 /// The actor.
 pub struct Monitor {
@@ -71,10 +72,28 @@ impl Ticks {
     }
 }
 
-/// What was refused for want of room, and when it was told last.
+/// What was lost for want of room: how much was told of, when last, and since when there is more.
+#[derive(Default)]
 struct Shed {
     count: u64,
     told_at: Option<Moment>,
+    since: Option<Moment>,
+}
+
+impl Shed {
+    /// How much more there is, if it is to be told now: a burst as one, and not every burst.
+    fn due(&mut self, count: u64, now: Moment) -> Option<u64> {
+        let more = count.saturating_sub(self.count);
+        if more == 0 {
+            return None;
+        }
+        let since = *self.since.get_or_insert(now);
+        let is_due = now.since(since) >= SHED_WAIT && self.told_at.is_none_or(|at| now.since(at) >= SHED_PAUSE);
+        is_due.then(|| {
+            *self = Self { count, told_at: Some(now), since: None };
+            more
+        })
+    }
 }
 
 /// What watchers are told once a second; each gets the newest one when it can take it.
@@ -130,8 +149,8 @@ impl Monitor {
             director,
             shards: BTreeMap::new(),
             conditions: vec![(Condition::Unknown, now); backends],
-            shed: Shed { count: 0, told_at: None },
-            lost: Shed { count: 0, told_at: None },
+            shed: Shed::default(),
+            lost: Shed::default(),
             ticks: ticks.clone(),
             is_asking: false,
             started_at: unix_time().as_secs_f64() - now.since(Moment::after(Duration::ZERO)).as_secs_f64(),
@@ -191,9 +210,7 @@ impl Monitor {
 
     /// Tells the journal when requests are refused for want of room, but not each time.
     fn note_shed(&mut self, count: u64, now: Moment) {
-        let more = count.saturating_sub(self.shed.count);
-        if more > 0 && self.shed.told_at.is_none_or(|at| now.since(at) >= SHED_PAUSE) {
-            self.shed = Shed { count, told_at: Some(now) };
+        if let Some(more) = self.shed.due(count, now) {
             let were = if more == 1 { "was" } else { "were" };
             let words = format!("{} {were} refused for want of room", several(more, "request"));
             self.shared.journal.note("shed", None, None, words);
@@ -202,9 +219,7 @@ impl Monitor {
 
     /// Tells the journal when log lines are lost, but not each time.
     fn note_lost(&mut self, count: u64, now: Moment) {
-        let more = count.saturating_sub(self.lost.count);
-        if more > 0 && self.lost.told_at.is_none_or(|at| now.since(at) >= SHED_PAUSE) {
-            self.lost = Shed { count, told_at: Some(now) };
+        if let Some(more) = self.lost.due(count, now) {
             let words = format!("{} lost: whoever reads the log is too slow", several(more, "log line"));
             self.shared.journal.note("log-lost", None, None, words);
         }
@@ -308,4 +323,19 @@ fn memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_told_of_as_one() {
+        let at = |seconds| Moment::after(Duration::from_secs(seconds));
+        let mut shed = Shed::default();
+        assert_eq!([(0, 0), (1, 1), (90, 2)].map(|(count, second)| shed.due(count, at(second))), [None; 3]);
+        assert_eq!(shed.due(200, at(4)), Some(200));
+        assert_eq!([(200, 5), (300, 30), (400, 60)].map(|(count, second)| shed.due(count, at(second))), [None; 3]);
+        assert_eq!(shed.due(500, at(64)), Some(300));
+    }
 }

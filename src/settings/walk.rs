@@ -133,8 +133,9 @@ impl Walker<'_> {
             Value::Object(entries) => entries,
             // `config:` with every key commented out.
             Value::Null => &empty,
-            Value::String(text) if keys.iter().any(|key| key.name == "name") => {
-                return self.wrong(path, &format!("a map is expected, as `{{ name: {text} }}`"), value);
+            // Not what stands there, which may be a key.
+            Value::String(_) if keys.iter().any(|key| key.name == "name") => {
+                return self.wrong(path, "a map is expected, as `{ name: ... }`", value);
             }
             _ => return self.wrong(path, "a map is expected", value),
         };

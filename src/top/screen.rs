@@ -39,7 +39,8 @@ impl View {
                 self.fetched = Some((fetched, Instant::now()));
                 self.problem = None;
             }
-            Err(problem) => self.problem = Some(problem),
+            // Whoever answers there may not be a gateway: its words must not steer the terminal.
+            Err(problem) => self.problem = Some(problem.replace(char::is_control, " ")),
         }
     }
 

@@ -1,12 +1,14 @@
 //! /admin: who may enter, what is told, the live stream, and acts that need no pool.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::{Gateway, Provider, Reply, backend, eventually, read_chunk, read_head};
+use crate::support::{Gateway, Provider, Reply, backend, completion, eventually, read_chunk, read_head};
 
 const GUARDED: &str =
     "admin: { token: the-admin-token, readToken: the-read-token }\nbackends:\n  - { name: up, type: simulated }\n";
@@ -278,6 +280,49 @@ async fn a_client_that_watches_and_never_reads_costs_the_others_nothing() {
     assert!(after < before + (16 << 20), "{before} -> {after}");
     drop(stuck);
     eventually("the connections are closed", || async { gateway.state().await["connections"].as_u64().unwrap() <= 4 }).await;
+}
+
+#[tokio::test]
+async fn a_backend_whose_latest_tries_have_all_failed_is_not_well_whatever_it_did_before() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = Arc::clone(&fails);
+    let provider = Provider::start(move |_, mut wire| {
+        let status = if failing.load(Ordering::SeqCst) { 500 } else { 200 };
+        async move {
+            wire.json(status, &completion("hello")).await;
+            Some(wire)
+        }
+    })
+    .await;
+    let patient = "maxRetries: 0, circuit: { failures: 100, failureShare: 1.0 }";
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), patient)));
+    for number in 0..23 {
+        fails.store(number >= 20, Ordering::SeqCst);
+        gateway.chat("up", "hi").await;
+    }
+    eventually("it ails", || async { gateway.backend("up").await["condition"] == "ailing" }).await;
+    let up = gateway.backend("up").await;
+    assert_eq!(up["reason"], "its last 3 tries failed: it answers with errors (server_error)", "{up}");
+    let words = gateway.state().await["verdict"]["words"].as_str().unwrap().to_owned();
+    assert!(words.contains("3 of 23 requests failed") && words.contains("Most often: it answers with errors"), "{words}");
+}
+
+#[tokio::test]
+async fn requests_that_find_no_room_are_told_as_such() {
+    let gateway = Gateway::start(
+        "backends:\n  - { name: up, type: simulated, config: { firstToken: 20s, maxConcurrent: 1, maxQueue: 0 } }\n",
+    );
+    let _held = gateway.open_stream("up", "hi").await;
+    eventually("it is full", || async { gateway.backend("up").await["permits"]["used"] == 1 }).await;
+    for _ in 0..3 {
+        assert_eq!(gateway.chat("up", "hi").await.status, 503);
+    }
+    let words = gateway.state().await["verdict"]["words"].as_str().unwrap().to_owned();
+    assert!(words.contains("Most often: no room") && words.contains("maxConcurrent"), "{words}");
+    eventually("the timeline tells of all of them at once", || async {
+        gateway.state().await["events"].to_string().contains("3 requests were refused for want of room")
+    })
+    .await;
 }
 
 #[tokio::test]

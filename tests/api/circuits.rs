@@ -42,7 +42,7 @@ async fn a_member_that_keeps_failing_is_not_asked_until_one_probe_has_found_it_w
     let events = gateway.state().await["events"].clone();
     let kinds: Vec<&str> = events.as_array().unwrap().iter().map(|event| event["kind"].as_str().unwrap()).collect();
     assert!(kinds.starts_with(&["circuit-open", "circuit-open"]) && kinds.last() == Some(&"circuit-closed"), "{events}");
-    assert!(events[0]["words"].as_str().unwrap().contains("server_error, 5 in a row"), "{events}");
+    assert!(events[0]["words"].as_str().unwrap().contains("it answers with errors (server_error), 5 in a row"), "{events}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::bad_input::{JSON, assert_error, raw, reply};
-use crate::bad_replies::{TAKEN, writing};
+use crate::bad_replies::{TAKEN, http, writing};
 use crate::streams::Listener;
 use crate::support::{Gateway, PATIENCE, Provider, backend, completion, read_body, read_chunk, read_head};
 
@@ -364,4 +364,59 @@ async fn a_key_without_the_right_to_one_path_is_good_for_the_others() {
     }
     assert_eq!(gateway.chat("up", "hi").await.status, 200);
     assert_eq!(gateway.backend("up").await["circuit"]["state"], "closed");
+}
+
+#[tokio::test]
+async fn what_stands_behind_a_reply_without_a_body_is_no_next_reply() {
+    let forged = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nEVIL";
+    for (status, expected) in [("204 N", 204), ("304 N", 304), ("101 Switching Protocols", 502)] {
+        let provider = writing(http(status, forged)).await;
+        let gateway = passing(&provider, "maxRetries: 0");
+        let get = "GET /v1/files/one HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let mut client = raw(&gateway, get.as_bytes()).await;
+        let head = read_head(&mut client).await;
+        assert_eq!(head.status, expected, "{status}");
+        if expected == 502 {
+            read_body(&mut client, &head).await;
+        }
+        // The connection is good for the next one, whose answer is its own.
+        client.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let head = read_head(&mut client).await;
+        let body = String::from_utf8(read_body(&mut client, &head).await).unwrap();
+        assert!(head.status == 200 && !body.contains("EVIL"), "{status}: {body}");
+        assert_eq!(gateway.backend("up").await["permits"]["used"], 0);
+    }
+}
+
+#[tokio::test]
+async fn a_304_with_a_length_leaves_the_connection_open() {
+    let provider = writing(b"HTTP/1.1 304 Not Modified\r\netag: \"a\"\r\ncontent-length: 1234\r\n\r\n".to_vec()).await;
+    let gateway = passing(&provider, "");
+    let mut client = raw(&gateway, b"GET /v1/files/one HTTP/1.1\r\nhost: localhost\r\nif-none-match: \"a\"\r\n\r\n").await;
+    let head = read_head(&mut client).await;
+    assert_eq!((head.status, head.header("etag")), (304, Some("\"a\"")));
+    client.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let next = timeout(PATIENCE, read_head(&mut client)).await.expect("the next answer comes");
+    assert_eq!(next.status, 200);
+}
+
+#[tokio::test]
+async fn a_provider_that_sends_the_key_back_in_a_header_does_not_tell_clients() {
+    let provider = Provider::start(|request, mut wire| async move {
+        let key = request.head.header("authorization").unwrap().trim_start_matches("Bearer ").to_owned();
+        let status = if request.json()["messages"][0]["content"] == "refuse" { 400 } else { 200 };
+        let headers =
+            [("x-request-id", key.as_str()), ("x-ratelimit-limit-requests", key.as_str()), ("x-stagedoor-simulated", "true")];
+        wire.reply(status, "application/json", &headers, completion("hello").to_string().as_bytes()).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!("backends:\n{}", backend("up", &provider.endpoint(), "")));
+    for (text, status) in [("hi", 200), ("refuse", 400)] {
+        let reply = gateway.chat("up", text).await;
+        assert_eq!(reply.status, status);
+        let sent = provider.requests()[0].head.header("authorization").unwrap().trim_start_matches("Bearer ").to_owned();
+        assert!(!sent.is_empty() && !format!("{:?}{}", reply.headers, reply.text()).contains(&sent), "{:?}", reply.headers);
+        assert_eq!(reply.header("x-stagedoor-simulated"), None, "only the simulated type says so");
+    }
 }

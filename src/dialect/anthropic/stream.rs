@@ -199,7 +199,8 @@ impl Events {
                 }
                 Open::Thinking { text: text.into(), signature: literal(block.signature).unwrap_or_default().into() }
             }
-            "redacted_thinking" => Open::Redacted(raw.to_owned()),
+            // On one line, as events for clients are.
+            "redacted_thinking" => Open::Redacted(raw.replace(['\n', '\r'], " ")),
             "tool_use" => {
                 let place = self.calls;
                 self.calls += 1;

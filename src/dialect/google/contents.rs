@@ -223,10 +223,10 @@ impl<'a> Building<'a> {
         if parts.is_empty() {
             return;
         }
+        // A turn holds results alone, or none.
+        let has_results = |turn: &Content<'_>| turn.parts.first().is_some_and(|part| part.function_response.is_some());
         match self.contents.last_mut() {
-            Some(last) if last.role == role && last.parts.iter().all(|part| part.function_response.is_none()) => {
-                last.parts.extend(parts);
-            }
+            Some(last) if last.role == role && !has_results(last) => last.parts.extend(parts),
             _ => self.contents.push(Content { role, parts }),
         }
     }

@@ -247,7 +247,7 @@ fn format(
             })?;
             match rules.json_schema {
                 true => config.response_json_schema = Some(schema::plain(tree)),
-                false => config.response_schema = Some(schema::message(&tree)),
+                false => config.response_schema = Some(schema::message(&tree, &schema::Room::new())),
             }
         }
         other => return Err(caller("response_format", format!("`response_format` cannot be `{other}`"))),

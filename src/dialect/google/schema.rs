@@ -8,8 +8,17 @@ use serde_json::{Map, Value, json};
 
 /// Nesting beyond this is cut: a schema that refers to itself cannot be written out.
 const MAX_DEPTH: usize = 12;
-/// Bytes, about, of one schema with its references written out; what is beyond becomes a bare object.
+/// Bytes, about, of a request's schemas with their references written out; what is beyond becomes a bare object.
 const MAX_BYTES: usize = 1 << 20;
+
+/// What may still be written out for a request.
+pub(super) struct Room(Cell<usize>);
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self(Cell::new(MAX_BYTES))
+    }
+}
 
 /// Keywords without meaning for an answer.
 const SILENT: &[&str] =
@@ -134,8 +143,8 @@ fn plain_type(out: &mut Map<String, Value>, value: &Value) {
 }
 
 /// The older message.
-pub(super) fn message(schema: &Value) -> Value {
-    let mut out = message_node(schema, schema, 0, &Cell::new(MAX_BYTES));
+pub(super) fn message(schema: &Value, room: &Room) -> Value {
+    let mut out = message_node(schema, schema, 0, &room.0);
     if let Some(root) = out.as_object_mut().filter(|root| !is_typed(root)) {
         root.insert("type".into(), json!("object"));
     }

@@ -57,7 +57,8 @@ pub(super) fn tools<'a>(
         return Ok((Vec::new(), None));
     }
     let is_strict = functions.iter().any(|(function, _)| function.strict == Some(true));
-    let declared: Result<Vec<_>, _> = functions.iter().map(|(function, _)| declaration(function, rules)).collect();
+    let room = schema::Room::new();
+    let declared: Result<Vec<_>, _> = functions.iter().map(|(function, _)| declaration(function, rules, &room)).collect();
     let config = |mode, only| Some(ToolConfig { function_calling_config: CallingConfig { mode, allowed_function_names: only } });
     // Calls that fit their schema are the nearest to what `strict` promises.
     let validated = is_strict && rules.validated_calls;
@@ -77,7 +78,7 @@ pub(super) fn tools<'a>(
     Ok((vec![Declarations { function_declarations: declared? }], choice))
 }
 
-fn declaration<'a>(function: &'a Function<'a>, rules: &GoogleRules) -> Result<Declaration<'a>, Failure> {
+fn declaration<'a>(function: &'a Function<'a>, rules: &GoogleRules, room: &schema::Room) -> Result<Declaration<'a>, Failure> {
     let mut out = Declaration {
         name: &function.name,
         description: function.description.as_deref().filter(|text| !text.is_empty()),
@@ -95,7 +96,7 @@ fn declaration<'a>(function: &'a Function<'a>, rules: &GoogleRules) -> Result<De
     match rules.json_schema {
         true => out.parameters_json_schema = Some(Cow::Owned(raw(schema::plain(tree).to_string()))),
         false => {
-            let message = schema::message(&tree);
+            let message = schema::message(&tree, room);
             // An object without properties is refused; without parameters it means the same.
             out.parameters = Some(message).filter(|schema| schema.get("properties").is_some());
         }

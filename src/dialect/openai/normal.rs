@@ -343,6 +343,9 @@ fn whole_calls(message: &mut Map<String, Value>, seed: &str) -> bool {
     true
 }
 
+/// Calls of a stream that are told apart; more is nonsense, and each is looked for among all.
+const MOST_CALLS: usize = 1_024;
+
 /// Repairs the calls of a delta: an index for each, and id, type and name only the first time.
 fn announce_once(delta: &mut Map<String, Value>, known: &mut Vec<Announced>, seed: &str) {
     let Some(Value::Array(calls)) = delta.get_mut("tool_calls") else {
@@ -365,7 +368,7 @@ fn announce_once(delta: &mut Map<String, Value>, known: &mut Vec<Announced>, see
             if let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) {
                 function.shift_remove("name");
             }
-        } else {
+        } else if known.len() < MOST_CALLS {
             let id = id.unwrap_or_else(|| call_id(seed, known.len() as u64));
             call.insert("index".into(), json!(known.len()));
             call.insert("id".into(), json!(id));

@@ -29,18 +29,20 @@ const REMEMBERED: usize = 1_024;
 
 /// Sessions that were ended before their time, by cookie: a copy must not go on.
 #[derive(Default)]
-pub(crate) struct EndedSessions(Mutex<HashMap<String, u64>>);
+pub(crate) struct EndedSessions(Mutex<HashMap<String, (Role, u64)>>);
 
 impl EndedSessions {
     /// Notes one that would have held until `ends`, in seconds of Unix time.
-    fn note(&self, cookie: &str, ends: u64, now: u64) {
+    fn note(&self, cookie: &str, role: Role, ends: u64, now: u64) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, ends| *ends > now);
+        known.retain(|_, (_, ends)| *ends > now);
         if known.len() >= REMEMBERED {
-            let first = known.iter().min_by_key(|(_, ends)| **ends).map(|(cookie, _)| cookie.clone());
+            // A reader's first: whoever may only look must not be able to bring an operator's back.
+            let worth = |(_, (role, ends)): &(&String, &(Role, u64))| (*role == Role::Operator, *ends);
+            let first = known.iter().min_by_key(worth).map(|(cookie, _)| cookie.clone());
             first.map(|first| known.remove(&first));
         }
-        known.insert(cookie.to_owned(), ends);
+        known.insert(cookie.to_owned(), (role, ends));
     }
 
     fn is(&self, cookie: &str) -> bool {
@@ -100,8 +102,8 @@ pub(super) async fn end(request: HttpRequest) -> Result<HttpResponse, Refused> {
     let now = unix_time().as_secs();
     for value in values(&request) {
         // What is none of ours fills no memory.
-        if let Some((_, ends)) = opened(&value, &gateway.shared.settings, now) {
-            gateway.ended.note(&value, ends, now);
+        if let Some((role, ends)) = opened(&value, &gateway.shared.settings, now) {
+            gateway.ended.note(&value, role, ends, now);
         }
     }
     let mut cookie = cookie(&request, String::new());
@@ -180,14 +182,15 @@ mod tests {
     #[test]
     fn ended_sessions_are_remembered_until_their_time_and_within_bounds() {
         let ended = EndedSessions::default();
-        ended.note("a", 10, 1);
-        ended.note("b", 20, 1);
+        ended.note("a", Role::Operator, 10, 1);
+        ended.note("b", Role::Operator, 20, 1);
         assert!(ended.is("a") && ended.is("b") && !ended.is("c"));
-        ended.note("c", 30, 15);
+        ended.note("c", Role::Reader, 30, 15);
         assert!(!ended.is("a") && ended.is("b"));
-        (0..2 * REMEMBERED as u64).for_each(|number| ended.note(&format!("more {number}"), 100 + number, 15));
+        (0..2 * REMEMBERED as u64).for_each(|number| ended.note(&format!("more {number}"), Role::Reader, 100 + number, 15));
         assert_eq!(ended.0.lock().unwrap().len(), REMEMBERED);
         assert!(ended.is(&format!("more {}", 2 * REMEMBERED - 1)));
+        assert!(ended.is("b"), "readers do not bring an operator's session back");
     }
 
     #[test]
