@@ -35,6 +35,9 @@ pub enum GatewayError {
     /// A wrong client key.
     #[error("the API key is not known to this gateway")]
     WrongKey,
+    /// A web page of another site, where nobody needs a key.
+    #[error("requests that a web page of another site sends are refused while no auth.keys are configured")]
+    CrossSite,
     /// No route.
     #[error("there is no route for {path}")]
     UnknownPath {
@@ -170,6 +173,7 @@ impl GatewayError {
             Self::ContentType => form(415, "invalid_request_error", "unsupported_media_type"),
             Self::NoKey => form(401, "invalid_request_error", "missing_api_key"),
             Self::WrongKey => form(401, "invalid_request_error", "invalid_api_key"),
+            Self::CrossSite => form(403, "invalid_request_error", "cross_site"),
             Self::UnknownPath { .. } => form(404, "invalid_request_error", "unknown_path"),
             Self::BadPath => form(400, "invalid_request_error", "invalid_path"),
             Self::Method { .. } => form(405, "invalid_request_error", "method_not_allowed"),
@@ -204,7 +208,7 @@ impl GatewayError {
             | Self::BodyTooLarge { .. }
             | Self::ContentType
             | Self::BadPath => "caller",
-            Self::NoKey | Self::WrongKey => "unauthenticated",
+            Self::NoKey | Self::WrongKey | Self::CrossSite => "unauthenticated",
             Self::UnknownPath { .. } | Self::Method { .. } => "no_route",
             Self::UnknownModel { .. } | Self::NoModel { .. } | Self::LeftOut { .. } => "model_unknown",
             Self::Untranslated { .. } | Self::PassthroughPool { .. } => "unsupported",

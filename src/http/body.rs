@@ -15,6 +15,9 @@ use crate::attempt::BodyHold;
 use crate::error::GatewayError;
 use crate::settings::format_size;
 
+/// Bytes of a body for which room is made before they come.
+const AHEAD: usize = 1 << 20;
+
 /// Reads the whole body.
 ///
 /// # Errors
@@ -46,25 +49,27 @@ async fn collect(request: &HttpRequest, mut payload: web::Payload, shared: &Shar
     if declared.is_some_and(|declared| declared > server.max_body) {
         return Err(too_large());
     }
+    // Counted as it comes: a few that declare much and send nothing must not keep everybody out.
     let mut hold = BodyHold::new(&shared.body_bytes);
-    // What is declared is reserved at once, what is not as it comes.
-    if !hold.grow(declared.unwrap_or(0), server.max_body_in_flight) {
-        return Err(GatewayError::BodiesInFlight);
-    }
     let Some(first) = payload.next().await else {
         return Ok((Bytes::new(), hold));
     };
     let first = first.map_err(|_| GatewayError::BodyRead)?;
     if declared == Some(first.len() as u64) {
-        return Ok((first, hold));
+        return if hold.grow(first.len() as u64, server.max_body_in_flight) {
+            Ok((first, hold))
+        } else {
+            Err(GatewayError::BodiesInFlight)
+        };
     }
-    let mut all = BytesMut::with_capacity(declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(first.len() * 2));
+    let expected = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(first.len() * 2);
+    let mut all = BytesMut::with_capacity(expected.min(AHEAD));
     let mut next = Some(first);
     while let Some(chunk) = next {
         if (all.len() + chunk.len()) as u64 > server.max_body {
             return Err(too_large());
         }
-        if declared.is_none() && !hold.grow(chunk.len() as u64, server.max_body_in_flight) {
+        if !hold.grow(chunk.len() as u64, server.max_body_in_flight) {
             return Err(GatewayError::BodiesInFlight);
         }
         all.extend_from_slice(&chunk);

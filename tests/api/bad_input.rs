@@ -208,6 +208,35 @@ async fn bodies_in_flight_are_bounded_together_and_given_back() {
 }
 
 #[tokio::test]
+async fn bodies_that_are_declared_and_not_sent_keep_nobody_out() {
+    let provider = Provider::saying("hello").await;
+    let gateway = serving("maxBody: 64KiB, maxBodyInFlight: 100KiB", &provider, "");
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n{";
+    let mut unfinished = Vec::new();
+    for _ in 0..8 {
+        unfinished.push(raw(&gateway, head.as_bytes()).await);
+    }
+    eventually("they are read", || async { gateway.state().await["body_bytes"] == 8 }).await;
+    assert_eq!(chat_bytes(&gateway, &chat_of(60 << 10)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_cannot_spend_money_where_no_key_is_needed() {
+    let provider = Provider::saying("hello").await;
+    let gateway = serving("", &provider, "");
+    let body = chat_body("up", "hi", false).to_string();
+    let ask =
+        async |origin: &str| gateway.send("POST", "/v1/chat/completions", &[("origin", origin), JSON], body.as_bytes()).await;
+    for origin in ["https://evil.example", "http://evil.example:8080", "http://localhost.evil.example", "null"] {
+        assert_error(&ask(origin).await, 403, "cross_site", origin);
+    }
+    assert_eq!(provider.requests().len(), 0);
+    for origin in ["http://localhost:3000", "http://127.0.0.1", "http://[::1]:5173", "http://app.localhost", "tauri://app"] {
+        assert_eq!(ask(origin).await.status, 200, "{origin}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_arrive_in_time_is_408() {
     let provider = Provider::saying("hello").await;
     let gateway = serving("bodyTimeout: 1s", &provider, "");
