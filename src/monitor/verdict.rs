@@ -134,6 +134,15 @@ impl Sources<'_> {
         }
         let served = whole.max(shared.health.last_answer());
         let in_flight = shared.permits.used();
+        let (_, least, _) = SILENT;
+        if in_flight > 0
+            && let Some(quiet) = served.map(|at| now.since(at).as_secs_f64())
+            && quiet >= least
+            && failed > served
+        {
+            let words = format!("it has not answered for {quiet:.0} s, and its last try failed");
+            return found(Condition::Ailing, words, None);
+        }
         if stats.truncated > 0 && recently(failed) && !recently(whole) {
             let words = format!("no reply came to its end lately: {}", most_frequent(&stats));
             found(Condition::Ailing, words, None)
