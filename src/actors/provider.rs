@@ -60,8 +60,7 @@ struct Retirement {
     failed_before: u64,
     cut_before: u64,
     moved: u64,
-    /// Flights without any content that somebody else took over at the deadline.
-    handed_on: u64,
+    moved_before: u64,
     report: Option<oneshot::Sender<RetireReport>>,
 }
 
@@ -310,7 +309,7 @@ impl Provider {
             failed_before: self.flights.failed.get(),
             cut_before: self.flights.cut.get(),
             moved,
-            handed_on: 0,
+            moved_before: self.flights.moved.get(),
             report,
         });
         // Not at once: the jobs that are in the mailbox already must be given back first.
@@ -323,21 +322,22 @@ impl Provider {
             return;
         };
         if now >= retirement.cut_at {
-            retirement.handed_on += self.flights.cut_all(Cut::Drain, None).moved as u64;
+            self.flights.cut_all(Cut::Drain, None);
         }
         if !self.flights.is_empty() {
             ctx.run_later(RETIRE_TICK, Self::leave_when_empty);
             return;
         }
         if let Some(report) = retirement.report.take() {
+            let handed_on = self.flights.moved.get() - retirement.moved_before;
             // The director may have stopped waiting.
             let _ = report.send(RetireReport {
                 worker: self.slots.worker,
                 in_flight_at_start: retirement.in_flight,
                 completed: self.flights.completed.get() - retirement.completed_before,
                 failed: self.flights.failed.get() - retirement.failed_before,
-                moved: retirement.moved + retirement.handed_on,
-                cut: self.flights.cut.get() - retirement.cut_before - retirement.handed_on,
+                moved: retirement.moved + handed_on,
+                cut: (self.flights.cut.get() - retirement.cut_before).saturating_sub(handed_on),
                 duration_seconds: now.duration_since(retirement.since).as_secs_f64(),
             });
         }
@@ -477,10 +477,15 @@ async fn carry(station: Rc<Station>, slots: Rc<Slots>, mut job: Job, flight: Fli
             return;
         }
         Landing::CutBy(cut) => {
-            watched.settle(End::Cut, None);
             match slots.pool(usize::from(job.0.pool)) {
-                Some(pool) if watched.is_moving() => pool.do_send(Bounce { job, why: Bounced::Drained }),
-                Some(_) | None => drop(job.0.reply.send(Err(cut.error()))),
+                Some(pool) if watched.is_moving() => {
+                    watched.move_on();
+                    pool.do_send(Bounce { job, why: Bounced::Drained });
+                }
+                Some(_) | None => {
+                    watched.settle(End::Cut, None);
+                    let _ = job.0.reply.send(Err(cut.error()));
+                }
             }
             return;
         }

@@ -359,6 +359,12 @@ impl Flight {
         self.is_moving.get()
     }
 
+    /// Ends here, and goes to somebody else.
+    pub fn move_on(&self) {
+        self.settle(End::Cut, None);
+        self.flights.moved.set(self.flights.moved.get() + 1);
+    }
+
     /// Drops the upstream half, settles and wakes whoever holds the other half. At a drain deadline a request without any
     /// content goes to somebody else, if it may be asked again.
     pub(super) fn end_by(&self, cut: Cut) {

@@ -46,6 +46,8 @@ pub struct Flights {
     pub failed: Cell<u64>,
     /// Flights that were cut.
     pub cut: Cell<u64>,
+    /// Of the cut ones, those that somebody else has taken over.
+    pub moved: Cell<u64>,
 }
 
 /// What a flight starts with.
@@ -84,6 +86,7 @@ impl Flights {
             completed: Cell::new(0),
             failed: Cell::new(0),
             cut: Cell::new(0),
+            moved: Cell::new(0),
         })
     }
 

@@ -108,7 +108,9 @@ impl Sources<'_> {
         let exact = if drained {
             ago(Moment::from_raw(shared.drained_at.load(Ordering::Relaxed)))
         } else {
-            circuit.since_seconds.filter(|_| finding.condition == Condition::Open)
+            let is_shut = matches!(finding.condition, Condition::Open | Condition::HalfOpen);
+            let opened = shared.health.slots().filter_map(|slot| slot.circuit.opened_at()).min();
+            circuit.since_seconds.or_else(|| ago(opened)).filter(|_| is_shut)
         };
         Backend {
             name: backend.name.to_string(),
