@@ -221,7 +221,10 @@ impl Core {
         match settled.end {
             End::Served => member.served += 1,
             End::Cancelled => member.cancelled += 1,
-            End::Cut => member.cut += 1,
+            End::Cut => {
+                member.cut += 1;
+                member.moved += u64::from(settled.moved);
+            }
             End::Failed(class) => member.fail(class),
             End::Truncated(class) => {
                 member.truncated += 1;

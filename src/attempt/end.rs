@@ -115,6 +115,8 @@ pub struct Settled {
     pub usage: Option<Usage>,
     /// Whether earlier tries of the request had failed.
     pub absorbed: bool,
+    /// Whether somebody else takes the request over.
+    pub moved: bool,
     /// Classes of the tries at this member that were followed by another one.
     pub failed_tries: FailedTries,
 }

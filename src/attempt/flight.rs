@@ -412,6 +412,7 @@ impl Flight {
                 duration: now.since(self.started),
                 usage,
                 absorbed: self.absorbed.get(),
+                moved: end == End::Cut && self.is_moving.get(),
                 failed_tries: std::mem::take(&mut *self.failed_tries.borrow_mut()),
             },
         );

@@ -128,6 +128,8 @@ pub struct MemberStats {
     pub truncated: u64,
     /// Replies ended by a drain deadline or an operator.
     pub cut: u64,
+    /// Of these, those whose request somebody else has taken over.
+    pub moved: u64,
     /// Failed attempts by class, in the order of [`FailureClass::ALL`].
     pub failures: [u64; FailureClass::ALL.len()],
     /// Jobs given back without an attempt because every permit was taken.
@@ -195,6 +197,7 @@ impl MemberStats {
             cancelled: self.cancelled.saturating_sub(earlier.cancelled),
             truncated: self.truncated.saturating_sub(earlier.truncated),
             cut: self.cut.saturating_sub(earlier.cut),
+            moved: self.moved.saturating_sub(earlier.moved),
             failures,
             bounced: self.bounced.saturating_sub(earlier.bounced),
             prompt_tokens: self.prompt_tokens.saturating_sub(earlier.prompt_tokens),
@@ -223,6 +226,7 @@ impl MemberStats {
         self.cancelled += other.cancelled;
         self.truncated += other.truncated;
         self.cut += other.cut;
+        self.moved += other.moved;
         self.bounced += other.bounced;
         self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
         self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);

@@ -351,6 +351,7 @@ fn totals(stats: &MemberStats) -> Totals {
         truncated: stats.truncated,
         cut: stats.cut,
         retried: stats.retried,
+        moved: stats.moved,
         bounced: stats.bounced,
         failures: failures(stats),
         prompt_tokens: stats.prompt_tokens,

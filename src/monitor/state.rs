@@ -348,6 +348,8 @@ pub struct Totals {
     pub truncated: u64,
     /// Replies that a drain deadline or an operator ended.
     pub cut: u64,
+    /// Of these, those whose request went to another member or the next generation.
+    pub moved: u64,
     /// Tries that failed and were followed by another one within the same attempt.
     pub retried: u64,
     /// Requests that were given back untried, since every permit was taken.

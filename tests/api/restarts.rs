@@ -435,6 +435,9 @@ async fn what_a_hanging_backend_has_not_answered_is_served_by_another_when_it_is
         let path = format!("/admin/api/backends/up/{act}?wait=1&deadline=200ms");
         let report = gateway.send("POST", &path, &[], b"").await.json();
         assert_eq!((&report["moved"], &report["cut"]), (&json!(5), &json!(1)), "{act}: {report}");
+        let up = gateway.member("p", "up").await;
+        let acts = if act == "restart" { 1 } else { 2 };
+        assert_eq!((&up["cut"], &up["moved"]), (&json!(6 * acts), &json!(5 * acts)), "{up}");
         for (number, reply) in asking.into_iter().enumerate() {
             let reply = reply.await.unwrap();
             if number == 5 {

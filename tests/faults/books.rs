@@ -52,6 +52,8 @@ pub struct Member {
     pub cancelled: u64,
     pub truncated: u64,
     pub cut: u64,
+    /// Of the cut ones, those whose request has gone elsewhere.
+    moved: u64,
     retried: u64,
     pub failures: BTreeMap<String, u64>,
     prompt_tokens: u64,
@@ -112,7 +114,8 @@ impl Pool {
 
     /// What does not add up: every request has one outcome, and so has every attempt.
     fn lost(&self) -> Option<String> {
-        let ended = self.refused + self.sum(|member| member.served + member.cancelled + member.truncated + member.cut);
+        let ended =
+            self.refused + self.sum(|member| member.served + member.cancelled + member.truncated + member.cut - member.moved);
         if self.requests != ended {
             return Some(format!("{} requests in {} and {ended} outcomes", self.requests, self.name));
         }

@@ -87,6 +87,8 @@ pub const TABLE: &[Row] = &[
         fault: "kind: connect-refused",
         alone: error(502, "upstream_unreachable", 2),
         first: second(3),
+        // Neither try was over a connection that may have died meanwhile.
+        counted: 2,
         class: ["socket"; 3],
         ..ROW
     },

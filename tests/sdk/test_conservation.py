@@ -183,7 +183,7 @@ async def test_state_metrics_log_and_clients_agree_on_every_request(gateway):
         assert totals["attempts"] == sum(totals[outcome] for outcome in OUTCOMES), totals
         assert sum(totals["failures"].values()) == totals["failed"] + totals["truncated"] + totals["retried"], totals
         members = [m for pool in state["pools"] for m in pool["members"] if m["backend"] == backend["name"]]
-        for key in ["attempts", *OUTCOMES, "retried", "bounced", "prompt_tokens", "completion_tokens"]:
+        for key in ["attempts", *OUTCOMES, "retried", "bounced", "moved", "prompt_tokens", "completion_tokens"]:
             assert sum(member[key] for member in members) == totals[key], key
         for outcome in OUTCOMES:
             count = metrics.sum("stagedoor_attempts_total", backend=backend["name"], outcome=outcome)

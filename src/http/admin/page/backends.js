@@ -285,7 +285,7 @@ function totals(counts) {
   const attempts = `${several(counts.attempts, "attempt")}: ${told(["served", "failed", "cancelled", "truncated", "cut"])}`;
   const cached = counts.cached_tokens === 0 ? "" : ` (${part(counts.cached_tokens / counts.prompt_tokens)} from its cache)`;
   const tokens = `${count(counts.prompt_tokens)} tokens in${cached}, ${count(counts.completion_tokens)} out`;
-  return [attempts, told(["retried", "bounced"]), tokens].join("; ");
+  return [attempts, told(["retried", "bounced", "moved"]), tokens].join("; ");
 }
 
 function circuit({ state, class: why, until_seconds, since_seconds, failures_in_a_row }) {
