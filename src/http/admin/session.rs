@@ -24,7 +24,7 @@ use crate::unix_time::unix_time;
 const COOKIE: &str = "stagedoor_admin";
 /// How long a session holds.
 const LASTS: Duration = Duration::from_secs(12 * 3_600);
-/// EndedSessions sessions that are remembered.
+/// Ended sessions that are remembered.
 const REMEMBERED: usize = 1_024;
 
 /// Sessions that were ended before their time, by cookie: a copy must not go on.
