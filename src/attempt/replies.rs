@@ -287,12 +287,15 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO).min(Duration::from_secs(86_400)))
 }
 
+/// Hosts without keys are given anything as one: `1`, `x`, `EMPTY`. What is shorter than this is no secret.
+const SHORTEST_KEY: usize = 8;
+
 /// Headers of a provider that a client may see: rate limits, and the provider's request id under a name of its own.
 fn client_headers(station: &Station, headers: &HeaderMap, now: u64) -> AnswerHeaders {
     const IDS: &[&str] = &["x-request-id", "request-id", "apim-request-id", "mistral-correlation-id"];
     let mut out = AnswerHeaders::new();
     let mut has_id = false;
-    let key = station.backend.credential.as_ref().map(|key| key.expose().as_bytes()).filter(|key| !key.is_empty());
+    let key = station.backend.credential.as_ref().map(|key| key.expose().as_bytes()).filter(|key| key.len() >= SHORTEST_KEY);
     let is_simulated = station.backend.kind == BackendType::Simulated;
     for (name, value) in headers {
         // A provider that sends the key back must not give it to clients. Most values are too short to hold it.

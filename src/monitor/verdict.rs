@@ -481,7 +481,6 @@ mod tests {
     fn what_is_over_is_told_as_over() {
         let all = Tally { requests: 2_382, failed: 122, given_up: 0 };
         let over = Counts { all, why: Some("socket"), absorbed: 0, down: 0, client_errors: 0, ..counts() };
-        assert_eq!(level(&[], &Counts { down: 1, ..counts() }, false), Level::Down, "of no backends all are down");
         assert!(!over.present().see_errors() && over.all.see_errors());
         assert_eq!(
             words(Level::Serving, &over, RECENT, 0),

@@ -420,3 +420,21 @@ async fn a_provider_that_sends_the_key_back_in_a_header_does_not_tell_clients() 
         assert_eq!(reply.header("x-stagedoor-simulated"), None, "only the simulated type says so");
     }
 }
+
+#[tokio::test]
+async fn a_key_that_is_no_secret_hides_no_header() {
+    let provider = Provider::start(|_, mut wire| async move {
+        let headers = [("x-request-id", "req-1"), ("x-ratelimit-remaining-requests", "100")];
+        wire.reply(200, "application/json", &headers, completion("hello").to_string().as_bytes()).await;
+        Some(wire)
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n  - {{ name: up, type: meta, config: {{ endpoint: \"{}\", apiKey: \"1\", defaultModel: m }} }}\n",
+        provider.endpoint()
+    ));
+    let reply = gateway.chat("up", "hi").await;
+    assert_eq!(reply.header("x-upstream-request-id"), Some("req-1"), "{:?}", reply.headers);
+    assert_eq!(reply.header("x-ratelimit-remaining-requests"), Some("100"));
+    assert!(!gateway.backend("up").await["headroom"].is_null(), "what the provider says of its limits is taken in");
+}
